@@ -1,0 +1,239 @@
+//! The seam that everything hangs on: a live model is a fold over the records of a stream.
+//!
+//! `model` drives any [`Fold`]: it feeds steps in the order of the log, writes decisions down before their effect can be seen,
+//! hands snapshots to readers, and saves and restores the state. It never knows what is being learned. A fold in turn knows
+//! neither log nor clock nor doors, so the same steps and the same decisions always give the same state, to the bit:
+//!
+//! ```text
+//! state(n) = fold(records of the stream up to sequence n, decisions made for this model)
+//! ```
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::Ledger;
+use crate::rows::Rows;
+
+/// The number of an accepted row (or later label) of a stream, counted from 1; 0 is "before the first".
+pub type Sequence = u64;
+
+/// Which state of a model: every row of its stream up to `sequence` is decided; each rollback or rebase opens a new epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Version {
+    /// Counts the times that the fold was set back or rebased.
+    pub epoch: u32,
+    /// All rows up to here are decided.
+    pub sequence: Sequence,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.sequence)
+    }
+}
+
+impl From<Version> for String {
+    fn from(version: Version) -> String {
+        version.to_string()
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl FromStr for Version {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text
+            .split_once('.')
+            .and_then(|(epoch, sequence)| Some(Version { epoch: epoch.parse().ok()?, sequence: sequence.parse().ok()? }));
+        parsed.ok_or_else(|| format!("`{text}` is not a version: expected epoch.sequence, such as 0.4096"))
+    }
+}
+
+/// The next rows of the stream, at most the fold's `step_rows` of one record.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The sequence number of the first row.
+    pub first: Sequence,
+    /// The rows, at least one.
+    pub rows: Rows,
+}
+
+impl Step {
+    /// The sequence number of the last row; a step ends at a version.
+    pub fn last(&self) -> Sequence {
+        self.first + self.rows.count as u64 - 1
+    }
+}
+
+/// How the rows of a step were predicted before they were learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Rows that were scored.
+    pub rows: u64,
+    /// The sum of the rows' losses.
+    pub loss: f64,
+    /// Rows whose class was predicted; 0 for a regression.
+    pub correct: u64,
+}
+
+impl Score {
+    /// Adds another score to this one.
+    pub fn add(&mut self, other: Score) {
+        self.rows += other.rows;
+        self.loss += other.loss;
+        self.correct += other.correct;
+    }
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Every stage learned it.
+    Learned,
+    /// It keeps its ordinal and updated nothing; the text says why.
+    Quarantined(String),
+}
+
+/// The end of one step, told in the order of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The step's number among those that this fold was given, from 0.
+    pub ordinal: u64,
+    /// The sequence number of its last row.
+    pub last: Sequence,
+    /// How many rows it had.
+    pub rows: u64,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// How its rows were predicted before they were learned; empty where it was quarantined.
+    pub score: Score,
+}
+
+/// A change of how a fold goes on, decided outside it and written down before it takes effect.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// A whole new plan, as [`Fold::propose_plan`] gave it.
+    Plan(serde_json::Value),
+    /// A new learning rate.
+    LearningRate(f64),
+}
+
+/// All that a fold must remember: with the records and decisions that follow it gives every later state.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Weights, moments, statistics, by unique name. They may share storage with the fold: write them out, never change them.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Counters and the plan.
+    pub values: serde_json::Value,
+}
+
+/// A frozen model that answers queries. It never changes, so any number of readers share it.
+pub trait Snapshot: Any + Send + Sync {
+    /// Predicts each row; `rows` have passed the schema of the model's stream.
+    fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError>;
+}
+
+/// What a snapshot says about rows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Predictions {
+    /// `rows × classes` probabilities, row by row.
+    Classes {
+        /// Probabilities of one row.
+        classes: usize,
+        /// All of them.
+        probabilities: Vec<f32>,
+    },
+    /// One value a row.
+    Values(Vec<f32>),
+}
+
+/// A deterministic fold over steps. Everything that may change a weight comes through `apply` and `execute`, in log order.
+pub trait Fold: Send {
+    /// Takes the next step. It may still be in flight when this returns; ends of steps are appended to `outcomes` in order.
+    fn apply(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
+
+    /// Finishes every step in flight. It changes no value: a drained fold goes on as one that was not.
+    fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
+
+    /// The best plan for a budget in bytes (none: unconstrained), without following it. Never called in replay.
+    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
+
+    /// Carries out a change at the present version; the fold is drained.
+    fn execute(&mut self, change: &Change) -> Result<(), FoldError>;
+
+    /// A snapshot of the newest state, all of it after the same step, or none while the plan has no bytes for another one.
+    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError>;
+
+    /// The whole state; the fold is drained.
+    fn checkpoint(&self) -> Result<State, FoldError>;
+
+    /// Goes on from a state that `checkpoint` gave.
+    fn restore(&mut self, state: State) -> Result<(), FoldError>;
+
+    /// Rows that a step may have at most, under the present plan.
+    fn step_rows(&self) -> usize;
+
+    /// The bytes of this fold by part; the driver counts queued rows here too.
+    fn ledger(&self) -> &Ledger;
+
+    /// What the present plan will hold at most, in bytes.
+    fn planned_bytes(&self) -> u64;
+
+    /// The smallest budget, in bytes, that [`Fold::propose_plan`] accepts.
+    fn minimum_bytes(&self) -> u64;
+
+    /// What bits depend on beside records and decisions: the fold's code version, kernels and processor features.
+    fn identity(&self) -> String;
+}
+
+/// A budget that no plan fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a budget of {budget_bytes} bytes is below the minimum of {minimum_bytes} bytes")]
+pub struct BelowMinimum {
+    /// What was asked for.
+    pub budget_bytes: u64,
+    /// What the smallest plan needs.
+    pub minimum_bytes: u64,
+}
+
+/// A fold that cannot go on, or was given what it cannot take.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// An arithmetic kernel failed.
+    #[error("arithmetic failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The caller broke the fold's contract: rows of another schema, a state of another network.
+    #[error("{0}")]
+    Contract(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_text_both_ways() {
+        let version = Version { epoch: 2, sequence: 4096 };
+        assert_eq!(version.to_string(), "2.4096");
+        assert_eq!("2.4096".parse(), Ok(version));
+        for bad in ["", "2", "2.", ".4", "a.b", "1.2.3", "-1.2"] {
+            assert!(bad.parse::<Version>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! Mustela: streaming online learning as a service.
+//!
+//! A live model is a deterministic fold over a durable log; everything here follows from that. The rooms stand on floors, and
+//! a room imports only from its own floor or from below; ARCHITECTURE.md draws the house.
+
+// Floor 0: shared ground.
+pub mod allocator;
+pub mod disk;
+pub mod ledger;
+pub mod limits;
+
+// Floor 1: what is learned, and the seam that everything hangs on.
+pub mod fold;
+pub mod network;
+pub mod rows;
+
+// Floor 2: what arrives, and the fold that trains networks.
+pub mod stream;

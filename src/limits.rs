@@ -1,0 +1,32 @@
+//! Every bound that does not come from the configuration, in one place, so that "how large may it be?" has one answer.
+
+/// Rows that one record of the log may hold; a larger post becomes several records of one transaction.
+pub const RECORD_ROWS_MAX: usize = 1024;
+/// Decoded bytes that one record of the log may hold, unless a single row is larger.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+/// Decoded bytes of one row.
+pub const ROW_BYTES_MAX: usize = 16 << 20;
+/// Rows of one post.
+pub const POST_ROWS_MAX: usize = 1 << 20;
+/// Fields of a schema.
+pub const FIELDS_MAX: usize = 4096;
+/// Classes of a target.
+pub const CLASSES_MAX: usize = 65_536;
+/// Bytes of a class's name or a row's id.
+pub const LABEL_BYTES_MAX: usize = 256;
+/// Bytes of an `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Bytes of a stream's or a model's name.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Faults listed in the answer to one bad post; the rest are only counted.
+pub const ERRORS_LISTED_MAX: usize = 16;
+/// Rows of one step.
+pub const STEP_ROWS_MAX: usize = 4096;
+/// Layers of a network.
+pub const LAYERS_MAX: usize = 256;
+/// Weights of a network.
+pub const PARAMETERS_MAX: usize = 1 << 30;
+/// Streams, and models, of one process.
+pub const STREAMS_MAX: usize = 4096;
+/// See [`STREAMS_MAX`].
+pub const MODELS_MAX: usize = 4096;

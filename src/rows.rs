@@ -1,0 +1,130 @@
+//! Rows: what one step learns from and what one query asks about, in typed column buffers.
+//!
+//! A door decodes straight into these buffers, the log stores them, a fold reads them: nobody in between knows their meaning.
+//! Bytes are little-endian, and `u8` stays `u8` (four times smaller than `f32` for pictures) until a fold widens it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The type of a feature's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Element {
+    /// Unsigned bytes, as pictures have them; a network reads them divided by 255.
+    U8,
+    /// 32-bit floats; never NaN or infinite.
+    F32,
+}
+
+impl Element {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::U8 => 1,
+            Element::F32 => 4,
+        }
+    }
+}
+
+/// One run of features of all the rows: `rows × width` elements, row by row.
+///
+/// All numeric columns of a stream form one block in the order of the schema; each tensor field is a block of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The type of the elements.
+    pub element: Element,
+    /// Elements of one row.
+    pub width: usize,
+    /// `rows × width` elements, little-endian.
+    pub bytes: Bytes,
+}
+
+impl Block {
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.width * self.element.bytes()
+    }
+}
+
+/// What is to be learned about each row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Target {
+    /// The number of each row's class.
+    Classes(Vec<u32>),
+    /// Each row's value.
+    Values(Vec<f32>),
+}
+
+impl Target {
+    fn slice(&self, range: Range<usize>) -> Target {
+        match self {
+            Target::Classes(classes) => Target::Classes(classes[range].to_vec()),
+            Target::Values(values) => Target::Values(values[range].to_vec()),
+        }
+    }
+}
+
+/// Some rows of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rows {
+    /// How many.
+    pub count: usize,
+    /// The features.
+    pub blocks: Vec<Block>,
+    /// The labels; none in a query and in a stream without a target.
+    pub target: Option<Target>,
+    /// Each row's id, where the stream's schema has one.
+    pub ids: Option<Vec<String>>,
+    /// Each row's event time in milliseconds since 1970, where the stream's schema has one.
+    pub times_ms: Option<Vec<i64>>,
+}
+
+impl Rows {
+    /// Rows `range` of these; features are shared, not copied.
+    pub fn slice(&self, range: Range<usize>) -> Rows {
+        assert!(range.start <= range.end && range.end <= self.count, "rows {range:?} of {}", self.count);
+        Rows {
+            count: range.len(),
+            blocks: self
+                .blocks
+                .iter()
+                .map(|block| Block {
+                    bytes: block.bytes.slice(range.start * block.row_bytes()..range.end * block.row_bytes()),
+                    ..*block
+                })
+                .collect(),
+            target: self.target.as_ref().map(|target| target.slice(range.clone())),
+            ids: self.ids.as_ref().map(|ids| ids[range.clone()].to_vec()),
+            times_ms: self.times_ms.as_ref().map(|times| times[range].to_vec()),
+        }
+    }
+
+    /// Decoded bytes of the features of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.blocks.iter().map(Block::row_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_shares_the_features() {
+        let rows = Rows {
+            count: 3,
+            blocks: vec![Block { element: Element::U8, width: 2, bytes: Bytes::from_static(&[1, 2, 3, 4, 5, 6]) }],
+            target: Some(Target::Classes(vec![7, 8, 9])),
+            ids: Some(vec!["a".into(), "b".into(), "c".into()]),
+            times_ms: None,
+        };
+        let tail = rows.slice(1..3);
+        assert_eq!(tail.count, 2);
+        assert_eq!(&tail.blocks[0].bytes[..], &[3, 4, 5, 6]);
+        assert_eq!(tail.blocks[0].bytes.as_ptr(), rows.blocks[0].bytes[2..].as_ptr());
+        assert_eq!(tail.target, Some(Target::Classes(vec![8, 9])));
+        assert_eq!(tail.ids, Some(vec!["b".into(), "c".into()]));
+    }
+}
