@@ -134,10 +134,20 @@ pub enum Change {
     LearningRate(f64),
 }
 
-/// All that a fold must remember: with the records and decisions that follow it gives every later state.
-#[derive(Clone, Debug, Default)]
+/// All that a fold must remember: with the records and decisions that follow it gives every later state. The tensors are lent,
+/// because a copy would not fit the budget and a candle clone would share storage that the next step changes.
+#[derive(Debug)]
+pub struct StateRef<'a> {
+    /// Weights, moments, statistics, by unique name.
+    pub tensors: BTreeMap<String, &'a Tensor>,
+    /// Counters and the plan.
+    pub values: serde_json::Value,
+}
+
+/// A state that was read back.
+#[derive(Debug)]
 pub struct State {
-    /// Weights, moments, statistics, by unique name. They may share storage with the fold: write them out, never change them.
+    /// Weights, moments, statistics, by unique name; nobody else holds their storage.
     pub tensors: BTreeMap<String, Tensor>,
     /// Counters and the plan.
     pub values: serde_json::Value,
@@ -181,7 +191,7 @@ pub trait Fold: Send {
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError>;
 
     /// The whole state; the fold is drained.
-    fn checkpoint(&self) -> Result<State, FoldError>;
+    fn checkpoint(&self) -> Result<StateRef<'_>, FoldError>;
 
     /// Goes on from a state that `checkpoint` gave.
     fn restore(&mut self, state: State) -> Result<(), FoldError>;
@@ -218,6 +228,9 @@ pub enum FoldError {
     /// An arithmetic kernel failed.
     #[error("arithmetic failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A step panicked; the fold in memory is lost, the last checkpoint and the log are not.
+    #[error("the step panicked: {0}")]
+    Panicked(String),
     /// The caller broke the fold's contract: rows of another schema, a state of another network.
     #[error("{0}")]
     Contract(String),

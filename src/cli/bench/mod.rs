@@ -1,0 +1,48 @@
+//! `mustela bench NAME`: what this machine gives, as ratios of things measured in turn in one run.
+
+mod autograd;
+mod engine;
+mod service;
+
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The training step beside candle's autograd on one thread, and rows a second of the whole service
+    Engine(engine::Arguments),
+}
+
+/// Runs a benchmark.
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Engine(arguments) => engine::run(&arguments),
+    }
+}
+
+/// Seconds that each of `rounds` calls of `step` took.
+fn time(rounds: usize, mut step: impl FnMut() -> Result<(), Failure>) -> Result<Vec<f64>, Failure> {
+    let mut seconds = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        let began = Instant::now();
+        step()?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    Ok(seconds)
+}
+
+/// The middle one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,314 @@
+//! `mustela demo`: everything at once, on a real stream, through the doors that users have.
+//!
+//! It starts a service of its own in a child process, posts Fashion-MNIST's test images from several clients at once, queries
+//! the model all the while, sets the memory budget down half-way, kills the service and starts it again, and says how it went.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::Failure;
+use super::client::{Batch, Service};
+use super::idx::Idx;
+use super::replay::images;
+
+/// Fashion-MNIST's 10,000 test images and labels (Zalando Research, MIT); `data/fashion-mnist/README.md` has the source.
+const IMAGES: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-images-idx3-ubyte.gz");
+const LABELS: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-labels-idx1-ubyte.gz");
+const CLASSES: [&str; 10] =
+    ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
+
+/// The name of the demo's stream and of its model.
+const NAME: &str = "fashion";
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Leave the service up at the end and print its addresses
+    #[arg(long)]
+    keep: bool,
+    /// Keep everything durable here; a temporary folder otherwise
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Rows to post
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(640..=10_000))]
+    rows: u32,
+    /// Rows of a batch, and of a step
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
+    batch: u32,
+    /// Clients that post at once
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=16))]
+    clients: u32,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    super::runtime()?.block_on(demo(&arguments))
+}
+
+/// The service in its own process. Dropping it kills it.
+struct Server {
+    child: Child,
+    doors: String,
+    metrics: String,
+}
+
+impl Server {
+    /// Starts the service on `data_dir`, with its doors at `listen`, and waits for it to say where they are.
+    fn start(data_dir: &Path, listen: &str) -> Result<Server, Failure> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["serve", "--listen", listen, "--metrics-listen", "127.0.0.1:0", "--data-dir"])
+            .arg(data_dir)
+            .env("MUSTELA_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().ok_or("the service has no stdout")?;
+        let mut addresses = Vec::new();
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            addresses.extend(line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned));
+            if addresses.len() == 2 {
+                break;
+            }
+        }
+        match <[String; 2]>::try_from(addresses) {
+            Ok([doors, metrics]) => Ok(Server { child, doors, metrics }),
+            Err(_) => Err(format!("the service did not start: {}", child.wait()?).into()),
+        }
+    }
+
+    fn kill(&mut self) -> Result<(), Failure> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, as a supervisor would, and holds it to exit status 0.
+    fn terminate(&mut self) -> Result<(), Failure> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { Err(format!("the service ended with {status}").into()) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// What the clients and the queries have seen so far.
+#[derive(Default)]
+struct Seen {
+    acknowledged: AtomicU64,
+    queries: AtomicU64,
+    query_failures: AtomicU64,
+    query_seconds: Mutex<Vec<f64>>,
+    done: AtomicBool,
+}
+
+async fn demo(arguments: &Arguments) -> Result<(), Failure> {
+    let images_all = Idx::read(IMAGES)?;
+    let labels_all = Idx::read(LABELS)?;
+    let mut batches = images(&images_all, &labels_all, arguments.batch as usize)?;
+    batches.truncate(arguments.rows.div_ceil(arguments.batch) as usize);
+    let total: u64 = batches.iter().map(|(_, rows)| rows).sum();
+
+    let temporary = std::env::temp_dir().join(format!("mustela-demo-{}", uuid::Uuid::new_v4()));
+    let data_dir = arguments.data_dir.clone().unwrap_or_else(|| temporary.clone());
+    let mut server = Server::start(&data_dir, "127.0.0.1:0")?;
+    let service = Service::new(&server.doors)?;
+    println!("A service runs at {} on {}.", server.doors, data_dir.display());
+    let full = create(&service, arguments.batch).await?;
+
+    let began = Instant::now();
+    let seen = Arc::new(Seen::default());
+    let mut work = JoinSet::new();
+    let queue = Arc::new(Mutex::new(batches));
+    for _ in 0..arguments.clients {
+        work.spawn(post(service.clone(), queue.clone(), seen.clone()));
+    }
+    let query = Bytes::copy_from_slice(images_all.items(0, 1));
+    let queries = tokio::spawn(ask(service.clone(), query, seen.clone()));
+    let story = tell(&mut server, &service, &data_dir, &seen, total).await?;
+    while let Some(ended) = work.join_next().await {
+        ended??;
+    }
+    let last = settle(&service, total).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    seen.done.store(true, Relaxed);
+    queries.await?;
+    report(&last, &story, &seen, total, seconds, full);
+    end(arguments, server, &data_dir)
+}
+
+/// Makes the stream and the model; gives the bytes of the unconstrained plan.
+async fn create(service: &Service, step_rows: u32) -> Result<u64, Failure> {
+    let field = json!({ "name": "pixels", "type": "tensor", "shape": [1, 28, 28], "element": "u8" });
+    let target = json!({ "name": "label", "type": "classes", "classes": CLASSES });
+    service.put(&format!("/v1/streams/{NAME}"), &json!({ "fields": [field], "target": target })).await?;
+    let model = json!({
+        "kind": "network", "stream": NAME, "network": { "architecture": "mnistnet" },
+        "optimiser": { "type": "sgd", "momentum": 0.9 }, "learning_rate": 0.02, "step_rows": step_rows,
+    });
+    let view = service.put(&format!("/v1/models/{NAME}"), &model).await?;
+    Ok(number(&view, "/memory/planned_bytes"))
+}
+
+/// One client: posts what is left until nothing is.
+async fn post(service: Service, queue: Arc<Mutex<VecDeque<(Batch, u64)>>>, seen: Arc<Seen>) -> Result<(), Failure> {
+    loop {
+        let next = queue.lock().pop_front();
+        let Some((batch, rows)) = next else { return Ok(()) };
+        service.post_batch(NAME, &batch).await?;
+        seen.acknowledged.fetch_add(rows, Relaxed);
+    }
+}
+
+/// Queries the model a hundred times a second, whatever happens.
+async fn ask(service: Service, query: Bytes, seen: Arc<Seen>) {
+    while !seen.done.load(Relaxed) {
+        let began = Instant::now();
+        let path = format!("/v1/models/{NAME}/predict");
+        match service.post(&path, "application/octet-stream", query.clone()).await {
+            Ok(_) => {
+                seen.queries.fetch_add(1, Relaxed);
+                seen.query_seconds.lock().push(began.elapsed().as_secs_f64());
+            }
+            Err(_) => {
+                seen.query_failures.fetch_add(1, Relaxed);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What happened to the service on the way.
+#[derive(Default)]
+struct Story {
+    budget_bytes: u64,
+    budget_seconds: f64,
+    budget_version: String,
+    killed_at_rows: u64,
+    back_seconds: f64,
+}
+
+/// Watches the stream pass: the budget goes down half-way, and at seven tenths the service is killed and started again.
+async fn tell(server: &mut Server, service: &Service, data_dir: &Path, seen: &Seen, total: u64) -> Result<Story, Failure> {
+    let style = ProgressStyle::with_template("{bar:28} {human_pos}/{human_len} rows  {per_sec}  {msg}")?;
+    let bar = ProgressBar::new(total).with_style(style);
+    let mut story = Story::default();
+    let doors = server.doors.trim_start_matches("http://").to_owned();
+    loop {
+        let acknowledged = seen.acknowledged.load(Relaxed);
+        if let Ok(view) = service.get(&format!("/v1/models/{NAME}")).await {
+            let learned = number(&view, "/rows/learned");
+            bar.set_position(learned);
+            bar.set_message(progress(&view));
+            if story.budget_bytes == 0 && learned >= total / 2 {
+                let minimum = number(&view, "/memory/minimum_bytes");
+                let began = Instant::now();
+                service.put(&format!("/v1/models/{NAME}/memory-budget"), &json!({ "budget": minimum })).await?;
+                story.budget_seconds = began.elapsed().as_secs_f64();
+                story.budget_bytes = minimum;
+                story.budget_version = text(&view, "/version");
+                bar.println(format!("memory budget set to the minimum, {}, while it learns", ByteSize(minimum).display().iec()));
+            }
+        }
+        if story.budget_bytes > 0 && story.killed_at_rows == 0 && acknowledged >= total * 7 / 10 {
+            story.killed_at_rows = acknowledged;
+            server.kill()?;
+            let began = Instant::now();
+            *server = Server::start(data_dir, &doors)?;
+            story.back_seconds = began.elapsed().as_secs_f64();
+            bar.println(format!("service killed (SIGKILL) and started again in {:.2} s", story.back_seconds));
+        }
+        if acknowledged >= total && story.killed_at_rows > 0 {
+            bar.finish();
+            return Ok(story);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn progress(view: &Value) -> String {
+    let accuracy = view.pointer("/sliding/accuracy").and_then(Value::as_f64).unwrap_or_default();
+    let used = ByteSize(number(view, "/memory/used_bytes")).display().iec();
+    let limit = match view.pointer("/memory/budget_bytes").and_then(Value::as_u64) {
+        Some(budget) => ByteSize(budget).display().iec().to_string(),
+        None => "no limit".to_owned(),
+    };
+    format!("online accuracy {:.1} %  {used} of {limit}", accuracy * 100.0)
+}
+
+/// Waits until every row is decided.
+async fn settle(service: &Service, total: u64) -> Result<Value, Failure> {
+    let began = Instant::now();
+    loop {
+        let view = service.get(&format!("/v1/models/{NAME}")).await?;
+        if number(&view, "/rows/waiting") == 0 && number(&view, "/rows/accepted") == total {
+            return Ok(view);
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            return Err(format!("rows are still waiting: {}", view["rows"]).into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, full: u64) {
+    let mut latencies = std::mem::take(&mut *seen.query_seconds.lock());
+    latencies.sort_by(f64::total_cmp);
+    let quantile = |share: f64| latencies.get((latencies.len() as f64 * share) as usize).map_or(0.0, |seconds| seconds * 1e3);
+    let percent = |path: &str| view.pointer(path).and_then(Value::as_f64).unwrap_or_default() * 100.0;
+    let iec = |bytes: u64| ByteSize(bytes).display().iec().to_string();
+    println!();
+    println!("  rows acknowledged        {total}");
+    println!("  rows learned             {} ({} quarantined)", number(view, "/rows/learned"), number(view, "/rows/quarantined"));
+    println!("  rows a second            {:.0}", total as f64 / seconds);
+    println!("  online accuracy          {:.1} % of all, {:.1} % of the newest 1,000", percent("/online/accuracy"), percent("/sliding/accuracy"));
+    println!("  memory                   {} at the end, planned {} before and {} after the change", iec(number(view, "/memory/used_bytes")), iec(full), iec(number(view, "/memory/planned_bytes")));
+    println!("  high-water mark          {} of a budget of {}", iec(number(view, "/memory/high_water_bytes")), iec(story.budget_bytes));
+    println!("  budget change            in {:.0} ms, at version {}", story.budget_seconds * 1e3, story.budget_version);
+    println!("  kill -9                  after {} acknowledged rows; back in {:.2} s, none lost", story.killed_at_rows, story.back_seconds);
+    println!("  queries                  {} answered, p50 {:.1} ms, p99 {:.1} ms; {} while the service was down", latencies.len(), quantile(0.5), quantile(0.99), seen.query_failures.load(Relaxed));
+    println!("  model version            {}", text(view, "/version"));
+    println!();
+}
+
+fn end(arguments: &Arguments, mut server: Server, data_dir: &Path) -> Result<(), Failure> {
+    if arguments.keep {
+        println!("The service stays up: doors at {}, metrics at {}, data in {}.", server.doors, server.metrics, data_dir.display());
+        println!("  curl {}/v1/models/{NAME}", server.doors);
+        println!("  kill {}", server.child.id());
+        std::mem::forget(server);
+        return Ok(());
+    }
+    server.terminate()?;
+    if arguments.data_dir.is_none() {
+        std::fs::remove_dir_all(data_dir)?;
+    }
+    Ok(())
+}
+
+fn number(value: &Value, path: &str) -> u64 {
+    value.pointer(path).and_then(Value::as_u64).unwrap_or_default()
+}
+
+fn text(value: &Value, path: &str) -> String {
+    value.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,84 @@
+//! The commands. Each reads its flags, does its work through the library, and says on stdout what came of it.
+#![allow(clippy::print_stdout, reason = "a command's answer goes to stdout")]
+
+pub mod bench;
+mod checkpoint;
+mod client;
+mod demo;
+mod idx;
+mod replay;
+pub mod serve;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The exit status of a wrong flag, key or value (sysexits' EX_USAGE): nothing was opened or bound.
+pub const EX_USAGE: u8 = 64;
+
+/// Streaming online learning as a service: post batches of a stream, query live models, watch them, and set the memory
+/// budget while they run.
+#[derive(Debug, Parser)]
+#[command(name = "mustela", version, about, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: learn from streams and answer queries until SIGTERM or Ctrl-C
+    Serve(serve::Arguments),
+    /// See it all in under a minute: a real image stream, a live model, a changed budget, a crash, and queries throughout
+    Demo(demo::Arguments),
+    /// Post a file of rows to a running service
+    Replay(replay::Arguments),
+    /// Look at the checkpoints of a model
+    Checkpoint(checkpoint::Arguments),
+    /// Measure
+    Bench(bench::Arguments),
+}
+
+/// Runs the command that `arguments` (with the program's name first) ask for.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap's own text is the message; help and version are no faults.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match arguments.command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Demo(arguments) => finish(demo::run(arguments)),
+        Command::Replay(arguments) => finish(replay::run(arguments)),
+        Command::Checkpoint(arguments) => finish(checkpoint::run(arguments)),
+        Command::Bench(arguments) => finish(bench::run(arguments)),
+    }
+}
+
+fn finish(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command failed, for people.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Says on stderr what went wrong.
+#[allow(clippy::print_stderr, reason = "a command's complaint goes to stderr, whether or not tracing is set up")]
+fn complain(failure: &dyn std::fmt::Display) {
+    eprintln!("mustela: {failure}");
+}
+
+/// A runtime for the commands that talk to a service.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

@@ -1,0 +1,209 @@
+//! `mustela serve`: the parts of a service, put together and taken apart in order.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use clap::Args;
+use tokio::net::TcpListener;
+
+use super::{EX_USAGE, Failure, complain};
+use crate::config::{Config, LogFormat};
+use crate::disk::Disk;
+use crate::ferret::pool::Pool;
+use crate::http::body::BodyLimits;
+use crate::http::server::{self, Patience};
+use crate::http::{self, App};
+use crate::metrics::{Metrics, ModelFigures};
+use crate::model::kind::Kinds;
+use crate::model::network::NetworkKind;
+use crate::model::predict::Predictor;
+use crate::model::registry::Models;
+use crate::model::{Ground, Settings};
+use crate::shutdown::{self, Shutdown, Signals};
+use crate::stream::Streams;
+use crate::stream::log::{Committer, Hooks, Options, RedbLog};
+use crate::{config, disk};
+
+/// Flags of `serve`; every key of the configuration can also be set by environment (`MUSTELA_HTTP__REQUEST_SECONDS`) or `--set`.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Configuration file; what it leaves out keeps its default
+    #[arg(long, env = "MUSTELA_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address of the doors; port 0 takes a free one and prints it
+    #[arg(long)]
+    listen: Option<String>,
+    /// Address of /metrics; port 0 takes a free one and prints it
+    #[arg(long)]
+    metrics_listen: Option<String>,
+    /// Folder of everything durable
+    #[arg(long)]
+    data_dir: Option<String>,
+    /// Sets any key of the configuration; may be given several times
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = config::parse_setting)]
+    settings: Vec<(String, String)>,
+}
+
+impl Arguments {
+    fn load(self) -> Result<Config, config::ConfigError> {
+        let mut overrides = self.settings;
+        for (key, value) in [("listen", self.listen), ("metrics_listen", self.metrics_listen), ("data_dir", self.data_dir)] {
+            overrides.extend(value.map(|value| (key.to_owned(), value)));
+        }
+        Config::load(self.config.as_deref(), std::env::vars(), &overrides)
+    }
+}
+
+/// Runs a service until a signal ends it.
+pub(super) fn run(arguments: Arguments) -> ExitCode {
+    let config = match arguments.load() {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error);
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    trace(config.log_format);
+    let served = super::runtime().and_then(|runtime| runtime.block_on(serve(config)));
+    super::finish(served)
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let signals = Signals::listen()?;
+    let grace = Duration::from_secs(config.http.shutdown_seconds);
+    let (trigger, shutdown) = shutdown::channel();
+    let service = Service::start(config, Arc::new(disk::FileSystem), shutdown).await?;
+    println!("mustela: doors at http://{}", service.address);
+    println!("mustela: metrics at http://{}/metrics", service.metrics_address);
+    signals.first().await;
+    tracing::info!("draining");
+    trigger.drain();
+    service.stop(grace).await;
+    Ok(())
+}
+
+/// A service that runs in this process; tests start several.
+pub struct Service {
+    /// Where the doors are.
+    pub address: SocketAddr,
+    /// Where `/metrics` is.
+    pub metrics_address: SocketAddr,
+    /// The models, for tests that look behind the doors.
+    pub models: Arc<Models>,
+    /// The streams, likewise.
+    pub streams: Arc<Streams>,
+    doors: tokio::task::JoinHandle<()>,
+    metrics: tokio::task::JoinHandle<()>,
+}
+
+impl Service {
+    /// Opens the data folder, brings every model back, and opens the doors. `shutdown` begins the end.
+    pub async fn start(config: Config, disk: Arc<dyn Disk>, shutdown: Shutdown) -> Result<Service, Failure> {
+        let metrics = Arc::new(Metrics::new()?);
+        let opened = metrics.clone();
+        let of = config.clone();
+        let (streams, models) = tokio::task::spawn_blocking(move || open(&of, disk, &opened)).await??;
+        let predict = &config.predict;
+        let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
+        let app = Arc::new(App {
+            streams: streams.clone(),
+            models: models.clone(),
+            predictor,
+            metrics: metrics.clone(),
+            shutdown: shutdown.clone(),
+            body_limits: BodyLimits::from(&config.http),
+            request_seconds: config.http.request_seconds,
+            wait_seconds_max: config.http.wait_seconds_max,
+        });
+        let patience = Patience {
+            connections_max: config.http.connections_max,
+            header: Duration::from_secs(config.http.header_seconds),
+            shutdown: Duration::from_secs(config.http.shutdown_seconds),
+        };
+        let listener = bind(config.listen).await?;
+        let metrics_listener = bind(config.metrics_listen).await?;
+        let (address, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
+        let scrape = Router::new().route("/metrics", get(render)).with_state((metrics, streams.clone(), models.clone()));
+        let doors = tokio::spawn(server::serve(listener, http::router(app), patience, shutdown.clone()));
+        let metrics = tokio::spawn(server::serve(metrics_listener, scrape, patience, shutdown));
+        Ok(Service { address, metrics_address, models, streams, doors, metrics })
+    }
+
+    /// Waits for the doors to close, then ends the models, each with a checkpoint. The shutdown must have begun.
+    pub async fn stop(self, grace: Duration) {
+        if tokio::time::timeout(grace, self.doors).await.is_err() {
+            tracing::warn!("the doors did not close in time");
+        }
+        let models = self.models;
+        drop(tokio::task::spawn_blocking(move || models.stop()).await);
+        self.metrics.abort();
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}").into())
+}
+
+fn open(config: &Config, disk: Arc<dyn Disk>, metrics: &Arc<Metrics>) -> Result<(Arc<Streams>, Arc<Models>), Failure> {
+    let data_dir = std::path::absolute(&config.data_dir)?;
+    disk.create_dir_all(&data_dir)?;
+    let options = Options { cache_bytes: config.log.cache_bytes as usize };
+    let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options)?);
+    let folder_identity = log.identity().to_owned();
+    let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
+    let streams = Arc::new(Streams::open(log, committer.clone(), config.log.bytes_max)?);
+    let settings = Settings {
+        publish_interval: Duration::from_millis(config.model.publish_interval_ms),
+        lag_rows_max: config.model.lag_rows_max,
+        sliding_rows: config.model.sliding_window_rows as u64,
+        checkpoint_rows: config.checkpoint.interval_rows,
+        checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
+        retain_bytes: config.log.retain_bytes,
+    };
+    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, settings));
+    let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
+    let kinds = Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows });
+    let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
+    Ok((streams, models))
+}
+
+/// What the log's commits are measured by, and what happens when one fails: an fsync that failed once may have lost what it
+/// was asked to keep, so the process ends rather than acknowledge anything more.
+fn hooks(metrics: &Arc<Metrics>) -> Hooks {
+    let metrics = metrics.clone();
+    Hooks {
+        committed: Box::new(move |seconds, entries| {
+            metrics.log_commit_seconds.observe(seconds);
+            metrics.log_commit_entries.observe(entries as f64);
+        }),
+        fatal: Box::new(|error| {
+            tracing::error!(%error, "the log cannot be written; ending, as nothing more can be promised");
+            std::process::exit(74);
+        }),
+    }
+}
+
+async fn render(State((metrics, streams, models)): State<(Arc<Metrics>, Arc<Streams>, Arc<Models>)>) -> String {
+    metrics.log_stored_bytes.set(streams.stored_bytes() as i64);
+    let figures: Vec<ModelFigures> = models.list().iter().map(|live| live.figures()).collect();
+    metrics.render(&figures)
+}
+
+fn trace(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTELA_LOG").unwrap_or_else(|_| "info".into());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let human = match format {
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+    };
+    // A subscriber that is there already is a test's.
+    drop(if human { builder.try_init() } else { builder.json().try_init() });
+}

@@ -1,0 +1,160 @@
+//! The doors. They decode, refuse and answer; they never touch a weight or a file.
+//!
+//! A request's way: [`server`] accepts the connection and bounds the time for its head, [`watch`] counts it, holds it to its
+//! deadline and refuses it while the process drains, [`body`] reads and decompresses it under two caps, one of [`streams`],
+//! [`models`] or [`health`] answers, and whatever goes wrong becomes a [`problem`].
+
+pub mod body;
+mod health;
+mod models;
+pub mod problem;
+pub mod server;
+mod streams;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post, put};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::metrics::Metrics;
+use crate::model::predict::{PredictError, Predictor};
+use crate::model::registry::{Models, RegistryError};
+use crate::model::live::ChangeError;
+use crate::model::kind::SpecError;
+use crate::shutdown::Shutdown;
+use crate::stream::{StreamError, Streams};
+use body::BodyLimits;
+use problem::{Fault, Problem};
+
+/// What every door may reach.
+pub struct App {
+    /// The streams.
+    pub streams: Arc<Streams>,
+    /// The models.
+    pub models: Arc<Models>,
+    /// Answers queries.
+    pub predictor: Predictor,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Says when the process drains.
+    pub shutdown: Shutdown,
+    /// Caps of bodies.
+    pub body_limits: BodyLimits,
+    /// The longest that a request may take, in seconds.
+    pub request_seconds: u64,
+    /// The longest that `?wait=applied` may take, in seconds.
+    pub wait_seconds_max: u64,
+}
+
+impl App {
+    /// Runs work that may wait for a disk, or takes long, beside the threads that serve connections.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let app = self.clone();
+        tokio::task::spawn_blocking(move || work(&app)).await.unwrap_or_else(|_| Err(Problem::internal()))
+    }
+}
+
+/// All routes, in groups of what a caller must be allowed to do: read, ingest, administer.
+pub fn router(app: Arc<App>) -> Router {
+    let read = Router::new()
+        .route("/v1/streams", get(streams::list))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{model}/plan", get(models::plan))
+        .route("/v1/models/{model}/predict", post(models::predict));
+    let ingest = Router::new().route("/v1/streams/{stream}/batches", post(streams::post_batch));
+    let administer = Router::new()
+        .route("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete))
+        .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))
+        .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget));
+    Router::new()
+        .merge(read)
+        .merge(ingest)
+        .merge(administer)
+        .merge(health::routes())
+        .fallback(|uri: Uri| async move { Problem::no_route(uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move { Problem::method_not_allowed(&method, uri.path()) })
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            axum::response::IntoResponse::into_response(Problem::internal())
+        }))
+        .layer(from_fn_with_state(app.clone(), watch::watch))
+        .with_state(app)
+}
+
+impl From<StreamError> for Problem {
+    fn from(error: StreamError) -> Self {
+        let detail = error.to_string();
+        match error {
+            StreamError::NotFound(name) => Problem::not_found("stream", &name),
+            StreamError::Conflict(_) => Problem::conflict("stream_exists", detail),
+            StreamError::Invalid(_) => Problem::unprocessable("invalid_stream", detail),
+            StreamError::KeyReused => Problem::unprocessable("idempotency_key_reused", detail),
+            StreamError::KeyInFlight => Problem::conflict("idempotency_key_in_flight", detail),
+            StreamError::Full { .. } => Problem::insufficient_storage(detail),
+            StreamError::Storage(_) => Problem::unavailable("storage", detail),
+        }
+    }
+}
+
+impl From<crate::stream::decode::DecodeError> for Problem {
+    fn from(error: crate::stream::decode::DecodeError) -> Self {
+        let faults = error.faults.iter().map(|fault| Fault {
+            row: fault.row,
+            column: fault.column.clone(),
+            reason: fault.reason.clone(),
+        });
+        Problem::unprocessable("invalid_rows", error.to_string()).with_errors(faults).with("errors_total", error.total)
+    }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RegistryError::NotFound(name) => Problem::not_found("model", &name),
+            RegistryError::Conflict(_) => Problem::conflict("model_exists", detail),
+            RegistryError::Invalid(_) => Problem::unprocessable("invalid_model", detail),
+            RegistryError::Stream(StreamError::NotFound(_)) => Problem::unprocessable("unknown_stream", detail),
+            RegistryError::Stream(error) => error.into(),
+            RegistryError::Spec(SpecError::Fold(_)) | RegistryError::Model(_) => Problem::unavailable("model", detail),
+            RegistryError::Spec(_) => Problem::unprocessable("invalid_model", detail),
+            RegistryError::BelowMinimum(below) => below.into(),
+            RegistryError::Storage(_) => Problem::unavailable("storage", detail),
+        }
+    }
+}
+
+impl From<crate::fold::BelowMinimum> for Problem {
+    fn from(below: crate::fold::BelowMinimum) -> Self {
+        Problem::unprocessable("budget_below_minimum", below.to_string())
+            .with("budget_bytes", below.budget_bytes)
+            .with("minimum_bytes", below.minimum_bytes)
+    }
+}
+
+impl From<ChangeError> for Problem {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::BelowMinimum(below) => below.into(),
+            ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
+            ChangeError::Stopping => Problem::draining(),
+            ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
+        }
+    }
+}
+
+impl From<PredictError> for Problem {
+    fn from(error: PredictError) -> Self {
+        match error {
+            PredictError::Busy(_) => Problem::too_many_requests("predict_queue_full", error.to_string(), 1),
+            PredictError::Stopping => Problem::draining(),
+            PredictError::Fold(_) => Problem::unprocessable("invalid_rows", error.to_string()),
+        }
+    }
+}

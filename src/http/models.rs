@@ -1,0 +1,237 @@
+//! The doors of models: making them, looking at them, their memory budget, and asking them.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::App;
+use super::body;
+use super::problem::Problem;
+use crate::fold::{Predictions, Score};
+use crate::ledger::Part;
+use crate::model::live::Live;
+use crate::model::network::check_learning_rate;
+use crate::model::spec::ModelSpec;
+use crate::stream::Schema;
+use crate::stream::decode::{Purpose, decode};
+
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let spec: ModelSpec = body::json(&headers, body, &app.body_limits).await?;
+    let (live, created) = app.blocking(move |app| Ok(app.models.create(&name, spec)?)).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(view(&live))).into_response())
+}
+
+pub(super) async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    Ok(Json(view(&*app.models.get(&name)?)))
+}
+
+/// The list that OpenAI's clients read, with our own fields beside theirs.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+    let data: Vec<Value> = app.models.list().iter().map(|live| view(live)).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    app.blocking(move |app| {
+        app.models.delete(&name)?;
+        app.metrics.remove_model(&name);
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// What may change while a model lives; each change is a decision.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Patch {
+    learning_rate: f64,
+}
+
+pub(super) async fn patch(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let live = app.models.get(&name)?;
+    let Patch { learning_rate } = body::json(&headers, body, &app.body_limits).await?;
+    check_learning_rate(learning_rate).map_err(|reason| Problem::unprocessable("learning_rate", reason))?;
+    live.set_learning_rate(learning_rate).await?;
+    Ok(Json(view(&live)))
+}
+
+pub(super) async fn plan(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let live = app.models.get(&name)?;
+    let plan = live.status_lent().plan.clone();
+    Ok(Json(json!({ "model": live.name, "plan": plan, "memory": memory(&live) })))
+}
+
+pub(super) async fn get_budget(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    Ok(Json(memory(&*app.models.get(&name)?)))
+}
+
+/// The body of `PUT …/memory-budget`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Budget {
+    /// Bytes, or a text such as `"64MiB"`; null lifts the limit.
+    budget: Option<ByteSize>,
+}
+
+pub(super) async fn put_budget(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let live = app.models.get(&name)?;
+    let Budget { budget } = body::json(&headers, body, &app.body_limits).await?;
+    live.set_budget(budget.map(|budget| budget.as_u64())).await?;
+    Ok(Json(memory(&live)))
+}
+
+pub(super) async fn predict(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let began = std::time::Instant::now();
+    let live = app.models.get(&name)?;
+    let format = body::format(&headers)?;
+    let bytes = body::read(&headers, body, &app.body_limits).await?;
+    let stream = live.stream.clone();
+    let rows = body::off_thread(bytes.len(), move || decode(&stream.schema, format, bytes, Purpose::Predict)).await??;
+    let count = rows.count as u64;
+    let answer = app.predictor.predict(live.clone(), rows).await?;
+    app.metrics.predict_rows_total.with_label_values(&[&name]).inc_by(count);
+    app.metrics.predict_seconds.with_label_values(&[&name]).observe(began.elapsed().as_secs_f64());
+    Ok(Json(json!({
+        "model": live.name,
+        "model_version": answer.version,
+        "prediction_id": Uuid::new_v4(),
+        "predictions": predictions(&answer.predictions, &live.stream.schema),
+    })))
+}
+
+/// One row's prediction.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Prediction<'a> {
+    Class {
+        class: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        label: Option<&'a str>,
+        probabilities: &'a [f32],
+    },
+    Value {
+        value: f32,
+    },
+}
+
+fn predictions(predictions: &Predictions, schema: &Schema) -> Value {
+    let names = schema.class_names();
+    let rows: Vec<Prediction<'_>> = match predictions {
+        Predictions::Classes { classes, probabilities } => probabilities
+            .chunks_exact(*classes)
+            .map(|probabilities| {
+                let class = argmax(probabilities);
+                let label = names.and_then(|names| names.get(class)).map(String::as_str);
+                Prediction::Class { class, label, probabilities }
+            })
+            .collect(),
+        Predictions::Values(values) => values.iter().map(|&value| Prediction::Value { value }).collect(),
+    };
+    json!(rows)
+}
+
+/// The most probable class; the first of equals, as the trainer scores.
+fn argmax(probabilities: &[f32]) -> usize {
+    let mut best = 0;
+    for (class, probability) in probabilities.iter().enumerate() {
+        if *probability > probabilities[best] {
+            best = class;
+        }
+    }
+    best
+}
+
+/// What `GET /v1/models/{m}` says.
+fn view(live: &Live) -> Value {
+    let lag_rows = live.lag_rows();
+    let status = live.status();
+    let counters = status.tally.counters;
+    let classified = live.stream.schema.is_classified();
+    let state = match &status.failure {
+        Some(_) => "failed",
+        None if lag_rows > 0 => "learning",
+        None => "idle",
+    };
+    json!({
+        "id": live.name,
+        "object": "model",
+        "owned_by": "mustela",
+        "created": live.created_unix_seconds,
+        "kind": live.spec.kind,
+        "stream": live.spec.stream,
+        "spec": live.spec,
+        "status": state,
+        "failure": status.failure,
+        "version": status.version,
+        "published_version": live.published().version,
+        "learning_rate": status.learning_rate,
+        "rows": {
+            "accepted": counters.decided() + lag_rows,
+            "learned": counters.learned,
+            "learned_in_part": counters.learned_in_part,
+            "skipped": counters.skipped,
+            "held_out": counters.held_out,
+            "quarantined": counters.quarantined,
+            "expired": counters.expired,
+            "waiting": lag_rows,
+        },
+        "lag_rows": lag_rows,
+        "rows_per_second": live.rows_per_second(),
+        "steps": status.tally.steps,
+        "online": scores(status.tally.whole, classified),
+        "sliding": scores(status.tally.sliding.score(), classified),
+        "memory": memory(live),
+        "checkpoint": status.checkpoint,
+    })
+}
+
+/// Prequential scores: each row was predicted before it was learned.
+fn scores(score: Score, classified: bool) -> Value {
+    let share = |sum: f64| (score.rows > 0).then(|| sum / score.rows as f64);
+    let accuracy = if classified { share(score.correct as f64) } else { None };
+    json!({ "rows": score.rows, "accuracy": accuracy, "loss": share(score.loss) })
+}
+
+/// Bytes of a model: what it may hold, what its plan reckons with, what it holds, by part.
+fn memory(live: &Live) -> Value {
+    let status = live.status();
+    let parts: serde_json::Map<String, Value> =
+        Part::ALL.into_iter().map(|part| (part.name().to_owned(), live.ledger.used(part).into())).collect();
+    json!({
+        "budget_bytes": status.budget_bytes,
+        "minimum_bytes": status.minimum_bytes,
+        "planned_bytes": status.planned_bytes,
+        "used_bytes": live.ledger.total(),
+        "high_water_bytes": live.ledger.high_water(),
+        "parts": parts,
+    })
+}

@@ -1,0 +1,240 @@
+//! The doors of streams: making them, looking at them, and posting batches.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use super::body;
+use super::problem::Problem;
+use crate::fold::{Score, Version};
+use crate::limits;
+use crate::model::live::Live;
+use crate::stream::decode::{Format, Purpose, decode};
+use crate::stream::{Receipt, Schema, Stream};
+
+/// What `GET /v1/streams/{s}` says.
+#[derive(Debug, Serialize)]
+pub(super) struct StreamView {
+    name: String,
+    schema: Schema,
+    /// The oldest row that the log still has.
+    first_sequence: u64,
+    /// The newest row; 0 before the first.
+    sequence: u64,
+    /// The models that learn from it.
+    models: Vec<String>,
+}
+
+fn view(app: &App, stream: &Stream) -> Result<StreamView, Problem> {
+    let (first_sequence, sequence) = stream.bounds()?;
+    let models = app.models.of_stream(&stream.name);
+    Ok(StreamView { name: stream.name.clone(), schema: stream.schema.clone(), first_sequence, sequence, models })
+}
+
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let schema: Schema = body::json(&headers, body, &app.body_limits).await?;
+    let (stream, created) = app.blocking(move |app| Ok(app.streams.create(&name, schema)?)).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(view(&app, &stream)?)).into_response())
+}
+
+pub(super) async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<StreamView>, Problem> {
+    let stream = app.streams.get(&name)?;
+    Ok(Json(view(&app, &stream)?))
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<serde_json::Value>, Problem> {
+    let streams: Result<Vec<_>, Problem> = app.streams.list().iter().map(|stream| view(&app, stream)).collect();
+    Ok(Json(serde_json::json!({ "streams": streams? })))
+}
+
+pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    app.streams.get(&name)?;
+    let models = app.models.of_stream(&name);
+    if !models.is_empty() {
+        let detail = format!("models learn from stream `{name}`: {}; delete them first", models.join(", "));
+        return Err(Problem::conflict("stream_in_use", detail));
+    }
+    app.blocking(move |app| {
+        app.streams.delete(&name)?;
+        app.metrics.remove_stream(&name);
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// How a client wants its batch acknowledged.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchQuery {
+    /// `applied`: answer when the rows are learned.
+    wait: Option<Wait>,
+    /// Whose learning to wait for; may be left out where one model learns from the stream.
+    model: Option<String>,
+    /// The longest to wait, in seconds.
+    timeout_seconds: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Wait {
+    /// The acknowledgement's usual moment: the rows are in the log.
+    Durable,
+    /// The rows are learned and served.
+    Applied,
+}
+
+/// The acknowledgement of a batch.
+#[derive(Debug, Serialize)]
+struct Acknowledged {
+    /// The sequence number of the batch's first row.
+    first_sequence: u64,
+    /// The sequence number of its last row.
+    sequence: u64,
+    /// How many rows.
+    rows: u64,
+    #[serde(flatten)]
+    applied: Option<Applied>,
+}
+
+/// What `?wait=applied` adds.
+#[derive(Debug, Serialize)]
+struct Applied {
+    /// Whether every row was decided before the deadline.
+    applied: bool,
+    model: String,
+    model_version: Version,
+    /// Mean loss of the steps with these rows, before they were learned; absent where the steps are long past.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<f64>,
+    /// Share of these rows whose class was predicted before they were learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy: Option<f64>,
+}
+
+pub(super) async fn post_batch(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<BatchQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let stream = app.streams.get(&name)?;
+    let waits_for = if query.wait == Some(Wait::Applied) { Some(model_to_wait_for(&app, &stream, &query)?) } else { None };
+    let format = body::format(&headers)?;
+    let key = idempotency_key(&headers)?;
+    if let Some(behind) = app.models.behind(&stream) {
+        app.metrics.stream_refused_total.with_label_values(&[&name, "backpressure"]).inc();
+        let detail = format!("model `{}` is {} rows behind stream `{name}`", behind.model, behind.lag_rows);
+        return Err(Problem::too_many_requests("backpressure", detail, behind.retry_after_seconds));
+    }
+    let bytes = body::read(&headers, body, &app.body_limits).await?;
+    let receipt = append(&app, &stream, format, bytes, key).await.inspect_err(|problem| {
+        app.metrics.stream_refused_total.with_label_values(&[&name, problem.code]).inc();
+    })?;
+    let Receipt { first, last, rows, replayed } = receipt;
+    if !replayed {
+        app.metrics.stream_rows_total.with_label_values(&[&name]).inc_by(rows);
+    }
+    let acknowledged = Acknowledged { first_sequence: first, sequence: last, rows, applied: None };
+    let mut response = match waits_for {
+        None => (StatusCode::ACCEPTED, Json(acknowledged)).into_response(),
+        Some(model) => {
+            let seconds = query.timeout_seconds.unwrap_or(app.wait_seconds_max).min(app.wait_seconds_max);
+            wait_applied(&model, acknowledged, Duration::from_secs(seconds)).await
+        }
+    };
+    if replayed {
+        response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+fn model_to_wait_for(app: &App, stream: &Stream, query: &BatchQuery) -> Result<Arc<Live>, Problem> {
+    let mut models = app.models.of_stream(&stream.name);
+    let name = match (&query.model, models.len()) {
+        (Some(name), _) => name.clone(),
+        (None, 1) => models.remove(0),
+        (None, 0) => return Err(Problem::unprocessable("no_model", format!("no model learns from stream `{}`", stream.name))),
+        (None, _) => {
+            let detail = format!("several models learn from stream `{}`: name one by ?model=", stream.name);
+            return Err(Problem::unprocessable("model_wanted", detail));
+        }
+    };
+    let model = app.models.get(&name)?;
+    if model.stream.id != stream.id {
+        let detail = format!("model `{name}` learns from stream `{}`, not from `{}`", model.stream.name, stream.name);
+        return Err(Problem::unprocessable("model_of_another_stream", detail));
+    }
+    Ok(model)
+}
+
+/// Decodes, encodes and compresses on a thread of its own, then waits for the group commit.
+async fn append(
+    app: &Arc<App>,
+    stream: &Arc<Stream>,
+    format: Format,
+    bytes: Bytes,
+    key: Option<String>,
+) -> Result<Receipt, Problem> {
+    let of = stream.clone();
+    let prepare = move |app: &App| {
+        let rows = decode(&of.schema, format, bytes.clone(), Purpose::Learn)?;
+        let key = key.map(|key| (key, fingerprint(format, &bytes)));
+        Ok(app.streams.submit(&of, rows, key)?)
+    };
+    let pending = app.blocking(prepare).await?;
+    Ok(pending.receipt().await?)
+}
+
+/// What makes two bodies the same to an idempotency key.
+fn fingerprint(format: Format, decoded: &[u8]) -> [u8; 32] {
+    let mut hash = blake3::Hasher::new();
+    hash.update(format.content_type().as_bytes());
+    hash.update(decoded);
+    *hash.finalize().as_bytes()
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= limits::IDEMPOTENCY_KEY_BYTES_MAX => Ok(Some(key.to_owned())),
+        _ => {
+            let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
+            Err(Problem::bad_request("idempotency_key", format!("Idempotency-Key has to be 1 to {most} visible ASCII characters")))
+        }
+    }
+}
+
+async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duration) -> Response {
+    let (first, last) = (acknowledged.first_sequence, acknowledged.sequence);
+    let waited = tokio::time::timeout(longest, model.applied(first, last)).await;
+    let (status, applied) = match waited {
+        Ok((model_version, score)) => {
+            let Score { rows, loss, correct } = score;
+            let share = |sum: f64| (rows > 0).then(|| sum / rows as f64);
+            let accuracy = if model.stream.schema.is_classified() { share(correct as f64) } else { None };
+            let applied = Applied { applied: true, model: model.name.clone(), model_version, loss: share(loss), accuracy };
+            (StatusCode::OK, applied)
+        }
+        Err(_) => {
+            let model_version = model.status_lent().version;
+            let applied = Applied { applied: false, model: model.name.clone(), model_version, loss: None, accuracy: None };
+            (StatusCode::ACCEPTED, applied)
+        }
+    };
+    let headers = [(header::CACHE_CONTROL, "no-store")];
+    (status, headers, Json(Acknowledged { applied: Some(applied), ..acknowledged })).into_response()
+}

@@ -1,0 +1,100 @@
+//! Decisions: what was decided for a model beside its records. Each is durable before its effect can be seen, and replay carries
+//! them out at the same versions without making any.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fold::{Change, Version};
+
+/// The format of an encoded decision.
+const FORMAT: u8 = 1;
+/// Bytes of the checksum: blake3, cut.
+const CHECKSUM_BYTES: usize = 8;
+
+/// One entry of a model's decision log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Takes effect when the model has just reached this version.
+    pub at: Version,
+    /// What was decided.
+    pub what: What,
+}
+
+/// What can be decided.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// A whole new plan, and the budget that it answers.
+    Plan {
+        /// In bytes; none: unconstrained.
+        budget_bytes: Option<u64>,
+        /// As the fold proposed it.
+        plan: serde_json::Value,
+    },
+    /// A new learning rate.
+    LearningRate(f64),
+}
+
+impl What {
+    /// What the fold has to carry out.
+    pub fn change(&self) -> Change {
+        match self {
+            What::Plan { plan, .. } => Change::Plan(plan.clone()),
+            What::LearningRate(learning_rate) => Change::LearningRate(*learning_rate),
+        }
+    }
+}
+
+/// An entry of the decision log that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("a decision cannot be read: {0}")]
+pub struct DecisionError(String);
+
+impl Decision {
+    /// The entry as the log stores it: format, checksum, JSON.
+    pub fn encode(&self) -> Result<Vec<u8>, DecisionError> {
+        let body = serde_json::to_vec(self).map_err(|error| DecisionError(error.to_string()))?;
+        let mut bytes = vec![FORMAT];
+        bytes.extend_from_slice(&blake3::hash(&body).as_bytes()[..CHECKSUM_BYTES]);
+        bytes.extend_from_slice(&body);
+        Ok(bytes)
+    }
+
+    /// Reads what [`Decision::encode`] gave.
+    pub fn decode(bytes: &[u8]) -> Result<Decision, DecisionError> {
+        let Some((&[format, ..], _)) = bytes.split_first_chunk::<1>() else {
+            return Err(DecisionError("it is empty".into()));
+        };
+        if format != FORMAT {
+            return Err(DecisionError(format!("format {format}, this version reads {FORMAT}")));
+        }
+        let Some((checksum, body)) = bytes[1..].split_first_chunk::<CHECKSUM_BYTES>() else {
+            return Err(DecisionError("it is cut short".into()));
+        };
+        if blake3::hash(body).as_bytes()[..CHECKSUM_BYTES] != checksum[..] {
+            return Err(DecisionError("its checksum is wrong".into()));
+        }
+        serde_json::from_slice(body).map_err(|error| DecisionError(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_reads_back_and_a_flipped_bit_does_not() {
+        let at = Version { epoch: 0, sequence: 640 };
+        let plan = serde_json::json!({"stages": [[0, 3]]});
+        for what in [What::Plan { budget_bytes: Some(1 << 20), plan }, What::LearningRate(0.025)] {
+            let decision = Decision { at, what };
+            let bytes = decision.encode().unwrap();
+            assert_eq!(Decision::decode(&bytes).unwrap(), decision);
+            for index in 0..bytes.len() {
+                let mut flipped = bytes.clone();
+                flipped[index] ^= 4;
+                assert!(Decision::decode(&flipped).is_err(), "byte {index}");
+                assert!(Decision::decode(&bytes[..index]).is_err(), "cut at {index}");
+            }
+        }
+    }
+}

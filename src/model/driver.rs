@@ -1,0 +1,313 @@
+//! The driver of one model: a thread that pulls records from the log into the fold, at the fold's own pace.
+//!
+//! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, answer what doors
+//! ask, give the fold its next step, settle the steps that ended, publish, write checkpoints. Nobody pushes into it, and after a
+//! crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Receiver;
+use crossbeam::select;
+use tokio::sync::oneshot;
+
+use super::checkpoint::{self, Head};
+use super::decision::{Decision, What};
+use super::live::{ChangeError, Command, Live, Published};
+use super::queue::Queue;
+use super::{Ground, ModelError};
+use crate::fold::{Fold, Outcome, Version};
+
+/// How often a standing model looks after its checkpoint.
+const IDLE_TICK: Duration = Duration::from_millis(500);
+
+/// One model's driver; [`Driver::run`] is its thread.
+pub(super) struct Driver {
+    pub(super) live: Arc<Live>,
+    pub(super) ground: Arc<Ground>,
+    pub(super) fold: Box<dyn Fold>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) wake: Receiver<()>,
+    /// Decisions that are written down and not yet carried out.
+    pub(super) decisions: VecDeque<Decision>,
+    /// Changes that were asked for while replay goes on.
+    pub(super) deferred: VecDeque<Command>,
+    /// Decisions that the state holds.
+    pub(super) decided: u64,
+    /// Where the fold will be when its steps in flight have ended.
+    pub(super) cursor: Version,
+    pub(super) queue: Queue,
+    pub(super) published_at: Instant,
+    pub(super) publish_now: bool,
+    pub(super) saved_at: Instant,
+    pub(super) saved_version: Option<Version>,
+}
+
+/// How the loop goes on.
+enum Next {
+    /// There may be more to do.
+    Again,
+    /// Every row is decided.
+    Idle,
+}
+
+impl Driver {
+    /// Runs until the model is stopped or deleted.
+    pub(super) fn run(mut self) {
+        loop {
+            while let Some(command) = self.next_command() {
+                if self.answer(command).is_break() {
+                    return;
+                }
+            }
+            match self.advance() {
+                Ok(Next::Again) => {}
+                Ok(Next::Idle) => {
+                    if self.sleep().is_break() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.fail(&error);
+                    self.stand();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next thing that a door asked. While decisions of the log wait for their version, new ones have to wait for them.
+    fn next_command(&mut self) -> Option<Command> {
+        if self.decisions.is_empty()
+            && let Some(command) = self.deferred.pop_front()
+        {
+            return Some(command);
+        }
+        loop {
+            let command = self.commands.try_recv().ok()?;
+            match command {
+                Command::Budget(..) | Command::LearningRate(..) if !self.decisions.is_empty() => self.deferred.push_back(command),
+                command => return Some(command),
+            }
+        }
+    }
+
+    /// One round of the loop's work.
+    fn advance(&mut self) -> Result<Next, ModelError> {
+        self.execute_due()?;
+        let Some(step) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
+            self.drain()?;
+            if self.publish_is_due(true) {
+                self.publish()?;
+            }
+            if self.checkpoint_is_due() {
+                self.checkpoint()?;
+            }
+            return Ok(Next::Idle);
+        };
+        self.cursor.sequence = step.last();
+        let mut outcomes = Vec::new();
+        self.fold.apply(step, &mut outcomes)?;
+        self.settle(outcomes);
+        if self.publish_is_due(false) {
+            self.publish()?;
+        }
+        if self.checkpoint_is_due() {
+            self.checkpoint()?;
+        }
+        Ok(Next::Again)
+    }
+
+    /// Carries out the decisions that were made at this version.
+    fn execute_due(&mut self) -> Result<(), ModelError> {
+        while let Some(decision) = self.decisions.front() {
+            if decision.at.sequence > self.cursor.sequence {
+                break;
+            }
+            if decision.at.sequence < self.cursor.sequence {
+                let late = format!("a decision at version {} came up at {}", decision.at, self.cursor);
+                return Err(ModelError::Inconsistent(late));
+            }
+            self.drain()?;
+            if let Some(decision) = self.decisions.pop_front() {
+                self.execute(&decision.what)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, what: &What) -> Result<(), ModelError> {
+        self.fold.execute(&what.change())?;
+        self.decided += 1;
+        let mut status = self.live.status.lock();
+        match what {
+            What::Plan { budget_bytes, plan } => {
+                status.budget_bytes = *budget_bytes;
+                status.plan = plan.clone();
+            }
+            What::LearningRate(learning_rate) => status.learning_rate = Some(*learning_rate),
+        }
+        status.planned_bytes = self.fold.planned_bytes();
+        status.minimum_bytes = self.fold.minimum_bytes();
+        Ok(())
+    }
+
+    /// Writes a decision down at the present version, durably, and carries it out.
+    fn decide(&mut self, what: What) -> Result<(), ModelError> {
+        let decision = Decision { at: self.cursor, what };
+        self.ground.record_decision(self.live.id, self.decided, &decision)?;
+        self.execute(&decision.what)
+    }
+
+    fn answer(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        match command {
+            Command::Budget(budget_bytes, reply) => {
+                let answer = self.change(|driver| {
+                    let plan = driver.fold.propose_plan(budget_bytes)?;
+                    Ok(What::Plan { budget_bytes, plan })
+                });
+                answer_to(reply, answer);
+            }
+            Command::LearningRate(learning_rate, reply) => {
+                let answer = self.change(|_| Ok(What::LearningRate(learning_rate)));
+                answer_to(reply, answer);
+            }
+            Command::Publish => self.publish_now = true,
+            Command::Stop => {
+                if let Err(error) = self.drain().and_then(|()| self.execute_due()).and_then(|()| self.checkpoint()) {
+                    tracing::error!(model = self.live.name, %error, "no checkpoint at the end; the log has it all");
+                }
+                return std::ops::ControlFlow::Break(());
+            }
+            Command::Abandon => return std::ops::ControlFlow::Break(()),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    /// Drains, lets `propose` look at the fold, writes its decision down and carries it out.
+    fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<What, ChangeError>) -> Result<(), ChangeError> {
+        let failed = |error: ModelError| ChangeError::Failed(error.to_string());
+        self.drain().map_err(failed)?;
+        self.execute_due().map_err(failed)?;
+        let what = propose(self)?;
+        self.decide(what).map_err(|error| match error {
+            ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
+            other => ChangeError::Failed(other.to_string()),
+        })?;
+        self.publish().map_err(failed)
+    }
+
+    fn drain(&mut self) -> Result<(), ModelError> {
+        let mut outcomes = Vec::new();
+        let drained = self.fold.drain(&mut outcomes);
+        self.settle(outcomes);
+        Ok(drained?)
+    }
+
+    fn settle(&mut self, outcomes: Vec<Outcome>) {
+        if outcomes.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let version = {
+            let mut status = self.live.status.lock();
+            for outcome in &outcomes {
+                status.settle(outcome, now);
+            }
+            status.version
+        };
+        self.queue.forget(version.sequence);
+        self.live.progress.send_replace(version);
+    }
+
+    fn version(&self) -> Version {
+        self.live.status.lock().version
+    }
+
+    fn publish_is_due(&self, idle: bool) -> bool {
+        let behind = self.live.published.load().version < self.version();
+        behind && (idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval)
+    }
+
+    /// Hands readers the newest weights, unless the plan has no room for another copy just now.
+    fn publish(&mut self) -> Result<(), ModelError> {
+        self.drain()?;
+        if let Some(snapshot) = self.fold.snapshot()? {
+            let version = self.version();
+            self.live.published.store(Arc::new(Published { version, snapshot }));
+            self.live.progress.send_replace(version);
+            self.publish_now = false;
+            self.published_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let settings = &self.ground.settings;
+        let Some(saved) = self.saved_version else { return true };
+        let rows = self.cursor.sequence - saved.sequence;
+        rows > 0 && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
+    }
+
+    /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
+    fn checkpoint(&mut self) -> Result<(), ModelError> {
+        self.drain()?;
+        let version = self.version();
+        let head = Head {
+            folder: self.ground.folder_identity.clone(),
+            model: self.live.name.clone(),
+            identity: self.fold.identity(),
+            version,
+            decisions: self.decided,
+            tally: self.live.status.lock().tally.clone(),
+            values: serde_json::Value::Null,
+        };
+        let state = self.fold.checkpoint()?;
+        let head = Head { values: state.values.clone(), ..head };
+        let folder = checkpoint::folder(&self.ground.data_dir, self.live.id);
+        let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
+        self.saved_at = Instant::now();
+        self.saved_version = Some(version);
+        self.live.status.lock().checkpoint = Some(figures);
+        self.ground.trim(&self.live.stream)?;
+        Ok(())
+    }
+
+    /// Waits for a row, a command, or the time to look after the checkpoint.
+    fn sleep(&mut self) -> std::ops::ControlFlow<()> {
+        let command = select! {
+            recv(self.commands) -> command => command.ok(),
+            recv(self.wake) -> _ => return std::ops::ControlFlow::Continue(()),
+            default(IDLE_TICK) => return std::ops::ControlFlow::Continue(()),
+        };
+        match command {
+            Some(command) => self.answer(command),
+            None => std::ops::ControlFlow::Break(()),
+        }
+    }
+
+    fn fail(&self, error: &ModelError) {
+        tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
+        self.live.status.lock().failure = Some(error.to_string());
+    }
+
+    /// Refuses what is asked until the model is stopped or deleted.
+    fn stand(&self) {
+        for command in &self.commands {
+            let failure = || self.live.status.lock().failure.clone().unwrap_or_default();
+            match command {
+                Command::Budget(_, reply) | Command::LearningRate(_, reply) => {
+                    answer_to(reply, Err(ChangeError::Failed(failure())));
+                }
+                Command::Publish => {}
+                Command::Stop | Command::Abandon => return,
+            }
+        }
+    }
+}
+
+fn answer_to(reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
+    // The client may have gone; the change holds all the same.
+    drop(reply.send(answer));
+}

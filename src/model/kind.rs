@@ -1,0 +1,61 @@
+//! The kinds of model that a binary knows. `main` registers them, so that this floor need not know a single method.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::fold::{Fold, FoldError};
+use crate::stream::Schema;
+
+/// Why a model cannot be made as it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// No such kind is registered.
+    #[error("unknown kind `{kind}`: this binary has {known}")]
+    UnknownKind {
+        /// What was asked for.
+        kind: String,
+        /// What there is.
+        known: String,
+    },
+    /// The kind refuses its settings, or the stream does not suit it.
+    #[error("{0}")]
+    Settings(String),
+    /// The fold could not be built.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+}
+
+/// A kind of model: how its settings and its stream become a fold.
+pub trait Kind: Send + Sync {
+    /// The name that a spec's `kind` says.
+    fn name(&self) -> &'static str;
+
+    /// A fold at the start of a stream of `schema`, under its smallest plan; the first decision gives it another.
+    /// `queued_bytes` is what the driver will hold of records, to be counted in the fold's plans.
+    fn build(
+        &self,
+        settings: &serde_json::Map<String, serde_json::Value>,
+        schema: &Schema,
+        queued_bytes: u64,
+    ) -> Result<Box<dyn Fold>, SpecError>;
+}
+
+/// All kinds by name.
+#[derive(Clone, Default)]
+pub struct Kinds(BTreeMap<&'static str, Arc<dyn Kind>>);
+
+impl Kinds {
+    /// Registers one more kind.
+    pub fn with(mut self, kind: impl Kind + 'static) -> Kinds {
+        self.0.insert(kind.name(), Arc::new(kind));
+        self
+    }
+
+    /// The kind of this name.
+    pub fn get(&self, name: &str) -> Result<&Arc<dyn Kind>, SpecError> {
+        self.0.get(name).ok_or_else(|| SpecError::UnknownKind {
+            kind: name.to_owned(),
+            known: self.0.keys().copied().collect::<Vec<_>>().join(", "),
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! A live model as everybody but its driver sees it: the newest snapshot, the status, and a way to ask for changes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use crossbeam::channel::Sender;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{oneshot, watch};
+
+use super::spec::ModelSpec;
+use super::status::Status;
+use crate::fold::{BelowMinimum, Score, Sequence, Snapshot, Version};
+use crate::ledger::Ledger;
+use crate::stream::Stream;
+
+/// A snapshot with the version that it is of.
+pub struct Published {
+    /// The version that answers name.
+    pub version: Version,
+    /// What answers.
+    pub snapshot: Arc<dyn Snapshot>,
+}
+
+/// What a door may ask of a model's driver.
+pub enum Command {
+    /// Another memory budget in bytes (none: unconstrained); answered when the new plan is followed.
+    Budget(Option<u64>, oneshot::Sender<Result<(), ChangeError>>),
+    /// Another learning rate; answered when it holds.
+    LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
+    /// Publish as soon as may be: somebody waits to see its own rows.
+    Publish,
+    /// Write a checkpoint and end.
+    Stop,
+    /// End at once: the model is deleted.
+    Abandon,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// No plan fits.
+    #[error(transparent)]
+    BelowMinimum(#[from] BelowMinimum),
+    /// The model stands still.
+    #[error("the model has failed: {0}")]
+    Failed(String),
+    /// The model is going away.
+    #[error("the model is stopping")]
+    Stopping,
+    /// The decision could not be written down; the process is ending.
+    #[error("the decision could not be stored: {0}")]
+    Storage(String),
+}
+
+/// A live model; everybody holds it behind an `Arc`.
+pub struct Live {
+    /// The log's id of the model, never used again.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// As it was asked for.
+    pub spec: ModelSpec,
+    /// What it learns from.
+    pub stream: Arc<Stream>,
+    /// Its bytes by part.
+    pub ledger: Ledger,
+    pub(super) published: ArcSwap<Published>,
+    pub(super) status: Mutex<Status>,
+    pub(super) commands: Sender<Command>,
+    /// The version, for whoever waits for one.
+    pub(super) progress: watch::Sender<Version>,
+}
+
+impl Live {
+    /// The newest snapshot; never waits.
+    pub fn published(&self) -> Arc<Published> {
+        self.published.load_full()
+    }
+
+    /// The status at this moment.
+    pub fn status(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    /// The status, to read a figure or two; hold it for no longer than that.
+    pub fn status_lent(&self) -> MutexGuard<'_, Status> {
+        self.status.lock()
+    }
+
+    /// Rows of the stream that the model has yet to decide.
+    pub fn lag_rows(&self) -> u64 {
+        // The version first: the head only grows, so the difference is never negative.
+        let version = self.status.lock().version.sequence;
+        self.stream.head().saturating_sub(version)
+    }
+
+    /// Rows a second that the model decided lately.
+    pub fn rows_per_second(&self) -> f64 {
+        self.status.lock().rows_per_second(Instant::now())
+    }
+
+    /// Changes the memory budget (bytes; none: unconstrained) by a decision.
+    pub async fn set_budget(&self, budget_bytes: Option<u64>) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::Budget(budget_bytes, reply)).await
+    }
+
+    /// Changes the learning rate by a decision.
+    pub async fn set_learning_rate(&self, learning_rate: f64) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::LearningRate(learning_rate, reply)).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Command) -> Result<(), ChangeError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).map_err(|_| ChangeError::Stopping)?;
+        answer.await.unwrap_or(Err(ChangeError::Stopping))
+    }
+
+    /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted.
+    pub async fn applied(&self, first: Sequence, last: Sequence) -> (Version, Score) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives as long as `self`, so this ends only when the version is there.
+        drop(progress.wait_for(|version| version.sequence >= last).await);
+        // The driver publishes, then marks progress again by the same version; ask it not to wait for its interval.
+        drop(self.commands.send(Command::Publish));
+        while self.published.load().version.sequence < last {
+            if progress.changed().await.is_err() {
+                break;
+            }
+        }
+        let status = self.status.lock();
+        (status.version, status.score_of(first, last))
+    }
+}

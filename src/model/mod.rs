@@ -1,0 +1,129 @@
+//! Live models: each a fold over a stream, with its decisions, its checkpoints, a snapshot for readers and a memory budget.
+//!
+//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), [`driver`] is the thread that
+//! feeds the fold from the log by way of its [`queue`] and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
+//! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all.
+
+pub mod checkpoint;
+pub mod decision;
+mod driver;
+pub mod kind;
+pub mod live;
+pub mod network;
+pub mod predict;
+mod queue;
+pub mod registry;
+pub mod spec;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::disk::Disk;
+use crate::fold::{FoldError, Sequence};
+use crate::stream::log::{Committer, Entry, LogError};
+use crate::stream::{Stream, StreamError};
+
+use checkpoint::CheckpointError;
+use decision::{Decision, DecisionError};
+
+/// What stops a driver.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The fold could not go on.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    /// The stream could not be read.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// A decision could not be written down.
+    #[error(transparent)]
+    Storage(#[from] LogError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A decision could not be encoded or read.
+    #[error(transparent)]
+    Decision(#[from] DecisionError),
+    /// Log, decisions and checkpoint do not fit together.
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+/// How models are driven, from the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The longest that readers see the same snapshot while rows are learned.
+    pub publish_interval: Duration,
+    /// Rows behind that a model under backpressure may be, where its spec does not say.
+    pub lag_rows_max: u64,
+    /// Rows of the sliding scores.
+    pub sliding_rows: u64,
+    /// Rows after which a checkpoint is written.
+    pub checkpoint_rows: u64,
+    /// Time after which a checkpoint is written.
+    pub checkpoint_interval: Duration,
+    /// Bytes of each stream that the log keeps beyond what its models need.
+    pub retain_bytes: u64,
+}
+
+/// What all drivers stand on.
+pub struct Ground {
+    /// Where checkpoints are written.
+    pub disk: Arc<dyn Disk>,
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// The data folder's identity.
+    pub folder_identity: String,
+    /// The way into the log.
+    pub committer: Committer,
+    /// How models are driven.
+    pub settings: Settings,
+    /// Of each stream, how far back each model's checkpoints need it.
+    needed: Mutex<BTreeMap<u32, BTreeMap<u32, Sequence>>>,
+}
+
+impl Ground {
+    /// The ground of one process.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        data_dir: PathBuf,
+        folder_identity: String,
+        committer: Committer,
+        settings: Settings,
+    ) -> Ground {
+        Ground { disk, data_dir, folder_identity, committer, settings, needed: Mutex::default() }
+    }
+
+    /// Makes a decision durable.
+    fn record_decision(&self, model: u32, index: u64, decision: &Decision) -> Result<(), ModelError> {
+        let entry = Entry::Decision { model, index, bytes: decision.encode()? };
+        self.committer.commit_blocking(vec![entry])?;
+        Ok(())
+    }
+
+    /// Notes that `model` needs the rows of `stream` after `sequence`.
+    fn need(&self, stream: &Stream, model: u32, sequence: Sequence) {
+        self.needed.lock().entry(stream.id).or_default().insert(model, sequence);
+    }
+
+    /// Notes that `model` needs nothing any more.
+    fn release(&self, stream: &Stream, model: u32) {
+        if let Some(models) = self.needed.lock().get_mut(&stream.id) {
+            models.remove(&model);
+        }
+    }
+
+    /// Lets the log forget what no kept checkpoint needs, beyond what is retained anyway.
+    fn trim(&self, stream: &Stream) -> Result<(), ModelError> {
+        let needed = self.needed.lock().get(&stream.id).and_then(|models| models.values().min().copied());
+        if let Some(needed) = needed {
+            stream.trim(needed + 1, self.settings.retain_bytes)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! Queries: a few threads take them in the order they came, those that wait together for the same model in one batch.
+//!
+//! Nothing is held back to fill a batch: a query that finds a free thread runs at once, and batches form by themselves while
+//! the threads are busy. Only snapshots are read, so no query ever waits for a trainer.
+
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use tokio::sync::oneshot;
+
+use super::live::{Live, Published};
+use crate::fold::{FoldError, Predictions, Version};
+use crate::metrics::Metrics;
+use crate::rows::Rows;
+
+/// One client's rows.
+struct Query {
+    model: Arc<Live>,
+    rows: Rows,
+    reply: oneshot::Sender<Result<Answer, FoldError>>,
+}
+
+/// What a snapshot said, and which one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The version that answered.
+    pub version: Version,
+    /// In the order of the query's rows.
+    pub predictions: Predictions,
+}
+
+/// Why a query has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PredictError {
+    /// Too many queries wait already.
+    #[error("{0} queries wait already")]
+    Busy(usize),
+    /// The process is ending.
+    #[error("the service is stopping")]
+    Stopping,
+    /// The snapshot could not answer.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+}
+
+/// The door to the predicting threads.
+#[derive(Clone, Debug)]
+pub struct Predictor {
+    queue: Sender<Query>,
+    queue_max: usize,
+}
+
+impl Predictor {
+    /// Starts `threads` threads that put at most `batch_rows_max` rows into one forward; at most `queue_max` queries wait.
+    pub fn new(threads: usize, batch_rows_max: usize, queue_max: usize, metrics: Arc<Metrics>) -> std::io::Result<Predictor> {
+        let (queue, waiting) = bounded(queue_max);
+        for number in 0..threads {
+            let waiting = waiting.clone();
+            let metrics = metrics.clone();
+            let name = format!("mustela-predict-{number}");
+            thread::Builder::new().name(name).spawn(move || serve(&waiting, batch_rows_max, &metrics))?;
+        }
+        Ok(Predictor { queue, queue_max })
+    }
+
+    /// Asks `model` about `rows`.
+    pub async fn predict(&self, model: Arc<Live>, rows: Rows) -> Result<Answer, PredictError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(Query { model, rows, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => PredictError::Busy(self.queue_max),
+            TrySendError::Disconnected(_) => PredictError::Stopping,
+        })?;
+        Ok(answer.await.map_err(|_| PredictError::Stopping)??)
+    }
+}
+
+fn serve(waiting: &Receiver<Query>, batch_rows_max: usize, metrics: &Metrics) {
+    while let Ok(first) = waiting.recv() {
+        let mut rows = first.rows.count;
+        let mut batch = vec![first];
+        while rows < batch_rows_max {
+            let Ok(query) = waiting.try_recv() else { break };
+            rows += query.rows.count;
+            batch.push(query);
+        }
+        while let Some(query) = batch.first() {
+            let model = query.model.clone();
+            let (mine, others) = batch.into_iter().partition(|query| Arc::ptr_eq(&query.model, &model));
+            batch = others;
+            answer(&model, mine, batch_rows_max, metrics);
+        }
+    }
+}
+
+/// Answers queries for one model from one snapshot.
+fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Metrics) {
+    let published = model.published();
+    // Clients that went away need no answer.
+    let queries: Vec<Query> = queries.into_iter().filter(|query| !query.reply.is_closed()).collect();
+    let all: Vec<&Rows> = queries.iter().map(|query| &query.rows).collect();
+    let Some(rows) = Rows::concatenate(&all) else { return };
+    metrics.predict_batch_rows.observe(rows.count as f64);
+    match predict_in_chunks(&published, &rows, batch_rows_max) {
+        Ok(predictions) => {
+            let mut start = 0;
+            for query in queries {
+                let end = start + query.rows.count;
+                let predictions = predictions.slice(start..end);
+                drop(query.reply.send(Ok(Answer { version: published.version, predictions })));
+                start = end;
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            for query in queries {
+                drop(query.reply.send(Err(FoldError::Contract(text.clone()))));
+            }
+        }
+    }
+}
+
+/// One forward holds at most `batch_rows_max` rows, whatever a client posts.
+fn predict_in_chunks(published: &Published, rows: &Rows, batch_rows_max: usize) -> Result<Predictions, FoldError> {
+    let mut starts = (0..rows.count).step_by(batch_rows_max.max(1));
+    let chunk = |start: usize| rows.slice(start..rows.count.min(start + batch_rows_max.max(1)));
+    let mut predictions = published.snapshot.predict(&chunk(starts.next().unwrap_or(0)))?;
+    for start in starts {
+        predictions.append(published.snapshot.predict(&chunk(start))?);
+    }
+    Ok(predictions)
+}

@@ -1,0 +1,249 @@
+//! What a model says about itself: its counters, its prequential scores, and what became of the newest steps.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::fold::{Outcome, Score, Sequence, Verdict, Version};
+
+/// Ends of steps that are remembered for a client that waits for its own rows.
+const RECENT_OUTCOMES: usize = 512;
+
+/// What became of the rows of a model, each in exactly one of these (promise 8). Waiting rows are the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Learned by every stage.
+    pub learned: u64,
+    /// Learned by some stages only.
+    pub learned_in_part: u64,
+    /// Given away under a skip policy.
+    pub skipped: u64,
+    /// Kept for scoring only.
+    pub held_out: u64,
+    /// Refused by the guard.
+    pub quarantined: u64,
+    /// Their labels never came.
+    pub expired: u64,
+}
+
+impl Counters {
+    /// Rows that are decided.
+    pub fn decided(&self) -> u64 {
+        self.learned + self.learned_in_part + self.skipped + self.held_out + self.quarantined + self.expired
+    }
+}
+
+/// Scores of the newest rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sliding {
+    rows_max: u64,
+    sum: Score,
+    steps: VecDeque<Score>,
+}
+
+impl Sliding {
+    /// A window of at least the newest `rows_max` rows, whole steps.
+    pub fn new(rows_max: u64) -> Sliding {
+        Sliding { rows_max, sum: Score::default(), steps: VecDeque::new() }
+    }
+
+    /// The window's sum, made from its steps in order, so that it does not depend on what left the window.
+    pub fn score(&self) -> Score {
+        self.sum
+    }
+
+    fn push(&mut self, score: Score) {
+        self.steps.push_back(score);
+        self.sum.rows += score.rows;
+        while self.steps.front().is_some_and(|oldest| self.sum.rows - oldest.rows >= self.rows_max) {
+            self.sum.rows -= self.steps.pop_front().map_or(0, |oldest| oldest.rows);
+        }
+        self.sum = Score::default();
+        for step in &self.steps {
+            self.sum.add(*step);
+        }
+    }
+}
+
+/// The scores and counters that a checkpoint keeps beside the fold's state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// What became of the rows.
+    pub counters: Counters,
+    /// Steps, learned or refused.
+    pub steps: u64,
+    /// Scores since the start.
+    pub whole: Score,
+    /// Scores of the newest rows.
+    pub sliding: Sliding,
+}
+
+impl Tally {
+    /// Nothing yet.
+    pub fn new(sliding_rows: u64) -> Tally {
+        Tally { counters: Counters::default(), steps: 0, whole: Score::default(), sliding: Sliding::new(sliding_rows) }
+    }
+}
+
+/// The last checkpoint that was written or read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CheckpointFigures {
+    /// The version that it holds.
+    pub version: Version,
+    /// The oldest checkpoint that is still kept: the log reaches back to there.
+    pub oldest_kept: Version,
+    /// blake3 of weights, optimiser state and statistics.
+    pub state_hash: String,
+    /// When it was written, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// How long the writing took.
+    pub seconds: f64,
+}
+
+/// What a model's driver tells everybody else.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Every row up to here is decided.
+    pub version: Version,
+    /// The row after which the model began.
+    pub origin: Sequence,
+    /// Scores and counters.
+    pub tally: Tally,
+    /// The memory budget in bytes; none: unconstrained.
+    pub budget_bytes: Option<u64>,
+    /// The plan that is followed.
+    pub plan: serde_json::Value,
+    /// What the plan holds at most.
+    pub planned_bytes: u64,
+    /// The smallest budget.
+    pub minimum_bytes: u64,
+    /// The learning rate where a decision has set it.
+    pub learning_rate: Option<f64>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<CheckpointFigures>,
+    /// Why the model stands still, where it does.
+    pub failure: Option<String>,
+    recent: VecDeque<(Sequence, Sequence, Score)>,
+    rate: Rate,
+}
+
+impl Status {
+    /// A model that has decided every row up to `version`.
+    pub fn new(version: Version, origin: Sequence, tally: Tally) -> Status {
+        Status {
+            version,
+            origin,
+            tally,
+            budget_bytes: None,
+            plan: serde_json::Value::Null,
+            planned_bytes: 0,
+            minimum_bytes: 0,
+            learning_rate: None,
+            checkpoint: None,
+            failure: None,
+            recent: VecDeque::with_capacity(RECENT_OUTCOMES),
+            rate: Rate::default(),
+        }
+    }
+
+    /// Notes the end of a step.
+    pub fn settle(&mut self, outcome: &Outcome, now: Instant) {
+        let first = outcome.last + 1 - outcome.rows;
+        assert_eq!(first, self.version.sequence + 1, "steps end in the order of the log");
+        self.version.sequence = outcome.last;
+        let tally = &mut self.tally;
+        tally.steps += 1;
+        match outcome.verdict {
+            Verdict::Learned => tally.counters.learned += outcome.rows,
+            Verdict::Quarantined(_) => tally.counters.quarantined += outcome.rows,
+        }
+        if outcome.score.rows > 0 {
+            tally.whole.add(outcome.score);
+            tally.sliding.push(outcome.score);
+        }
+        if self.recent.len() == RECENT_OUTCOMES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((first, outcome.last, outcome.score));
+        self.rate.add(outcome.rows, now);
+    }
+
+    /// How rows `first` to `last` were predicted before they were learned, as far as the newest steps tell; a step that reached
+    /// beyond the range counts whole.
+    pub fn score_of(&self, first: Sequence, last: Sequence) -> Score {
+        let mut score = Score::default();
+        for (from, to, of_step) in &self.recent {
+            if *from <= last && *to >= first {
+                score.add(*of_step);
+            }
+        }
+        score
+    }
+
+    /// Rows a second that were decided lately.
+    pub fn rows_per_second(&self, now: Instant) -> f64 {
+        self.rate.per_second(now)
+    }
+}
+
+/// Rows a second over the last second or two, in two buckets.
+#[derive(Clone, Debug, Default)]
+struct Rate {
+    since: Option<Instant>,
+    rows: u64,
+    before: f64,
+}
+
+impl Rate {
+    fn add(&mut self, rows: u64, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        let seconds = now.duration_since(since).as_secs_f64();
+        self.rows += rows;
+        if seconds >= 1.0 {
+            self.before = self.rows as f64 / seconds;
+            self.rows = 0;
+            self.since = Some(now);
+        }
+    }
+
+    fn per_second(&self, now: Instant) -> f64 {
+        let Some(since) = self.since else { return 0.0 };
+        let seconds = now.duration_since(since).as_secs_f64();
+        if seconds > 2.0 { self.rows as f64 / seconds } else { self.before.max(self.rows as f64) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(ordinal: u64, last: u64, rows: u64, correct: u64) -> Outcome {
+        Outcome { ordinal, last, rows, verdict: Verdict::Learned, score: Score { rows, loss: 1.0, correct } }
+    }
+
+    #[test]
+    fn scores_slide_and_counters_add_up() {
+        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        let now = Instant::now();
+        for step in 0..5u64 {
+            status.settle(&outcome(step, (step + 1) * 2, 2, step % 2), now);
+        }
+        assert_eq!(status.version.sequence, 10);
+        assert_eq!(status.tally.counters.decided(), 10);
+        assert_eq!((status.tally.whole.rows, status.tally.whole.correct), (10, 2));
+        assert_eq!((status.tally.sliding.score().rows, status.tally.sliding.score().correct), (4, 1));
+        assert_eq!(status.score_of(3, 4).rows, 2);
+        assert_eq!(status.score_of(3, 7).rows, 6);
+    }
+
+    #[test]
+    fn a_refused_step_is_counted_and_not_scored() {
+        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        let verdict = Verdict::Quarantined("not finite".into());
+        let refused = Outcome { ordinal: 0, last: 3, rows: 3, verdict, score: Score::default() };
+        status.settle(&refused, Instant::now());
+        assert_eq!(status.tally.counters.quarantined, 3);
+        assert_eq!(status.tally.whole, Score::default());
+    }
+}
