@@ -5,9 +5,11 @@
 
 // Floor 0: shared ground.
 pub mod allocator;
+pub mod config;
 pub mod disk;
 pub mod ledger;
 pub mod limits;
+pub mod shutdown;
 
 // Floor 1: what is learned, and the seam that everything hangs on.
 pub mod fold;
