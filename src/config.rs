@@ -192,7 +192,7 @@ impl Config {
         let default = merge(None, [], &[]).map_err(|error| ConfigError::Source(error.to_string()))?;
         let checked = check("", merged.clone(), &default)?;
         let config: Self = checked.try_deserialize().map_err(|error| explain(error, &merged))?;
-        config.validate().map_err(|error| error.from_where(&merged))?;
+        config.validate().map_err(|error| error.with_origin(&merged))?;
         Ok(config)
     }
 
@@ -385,7 +385,7 @@ fn explain(error: config::ConfigError, merged: &Value) -> ConfigError {
 
 impl ConfigError {
     /// Says of a key out of range where its value came from.
-    fn from_where(self, merged: &Value) -> Self {
+    fn with_origin(self, merged: &Value) -> Self {
         match self {
             Self::Key { key, value, expected, .. } => wrong(&key, value, find(merged, &key).and_then(Value::origin), expected),
             source => source,

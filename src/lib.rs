@@ -9,6 +9,7 @@ pub mod config;
 pub mod disk;
 pub mod ledger;
 pub mod limits;
+pub mod metrics;
 pub mod shutdown;
 
 // Floor 1: what is learned, and the seam that everything hangs on.
