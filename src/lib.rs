@@ -19,3 +19,6 @@ pub mod rows;
 
 // Floor 2: what arrives, and the fold that trains networks.
 pub mod stream;
+
+// Floor 5: the doors.
+pub mod http;
