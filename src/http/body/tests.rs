@@ -12,6 +12,8 @@ use super::*;
 
 const LIMITS: BodyLimits = BodyLimits { encoded_bytes_max: 64 << 10, decoded_bytes_max: 1 << 20 };
 
+type Encode = fn(&[u8]) -> Vec<u8>;
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).unwrap();
@@ -120,7 +122,7 @@ async fn a_client_that_stops_early_is_told_so() {
 #[tokio::test]
 async fn bombs_stop_at_the_decoded_cap() {
     let max = LIMITS.decoded_bytes_max;
-    for (encoding, encode) in [("gzip", gzip as fn(&[u8]) -> Vec<u8>), ("zstd", zstd)] {
+    for (encoding, encode) in [("gzip", gzip as Encode), ("zstd", zstd)] {
         assert_eq!(post(encoding, encode(&vec![0; max])).await.unwrap().len(), max, "{encoding}");
         assert_eq!(refusal(post(encoding, encode(&vec![0; max + 1])).await), (413, "decoded_too_large"), "{encoding}");
         let bomb = encode(&vec![0; 32 << 20]);
@@ -183,8 +185,8 @@ async fn truncated_and_corrupt_bodies_name_encoding_and_place() {
     assert_eq!(refusal(post("gzip", wrong_sum).await), (422, "corrupt_body"));
 }
 
-fn encodings() -> impl Strategy<Value = (Encoding, fn(&[u8]) -> Vec<u8>)> {
-    prop_oneof![Just((Encoding::Gzip, gzip as fn(&[u8]) -> Vec<u8>)), Just((Encoding::Zstd, zstd as fn(&[u8]) -> Vec<u8>))]
+fn encodings() -> impl Strategy<Value = (Encoding, Encode)> {
+    prop_oneof![Just((Encoding::Gzip, gzip as Encode)), Just((Encoding::Zstd, zstd as Encode))]
 }
 
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
