@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use super::sources::is_other;
 use super::*;
 
 fn default() -> Config {

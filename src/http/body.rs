@@ -15,11 +15,8 @@ use zstd::stream::raw::{DParameter, Decoder, Operation};
 
 use super::problem::{Problem, UNSUPPORTED_ENCODING};
 use crate::config;
+use crate::limits::{BODY_FRAMES_MAX, ZSTD_WINDOW_LOG_MAX};
 
-/// Members (gzip) or frames (zstd, skippable ones too) that one body may have. Block-compressed gzip has one each 64 KiB.
-pub const FRAMES_MAX: usize = 4096;
-/// The largest window of a zstd frame, as a power of two: 8 MiB, what RFC 9659 lets a sender use over HTTP.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Decoded bytes between two looks at the cap.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -59,8 +56,8 @@ pub enum DecodeError {
         /// The cap.
         limit_bytes: usize,
     },
-    /// More than [`FRAMES_MAX`] members or frames.
-    #[error("the {encoding} body has more than {FRAMES_MAX} members or frames")]
+    /// More than [`BODY_FRAMES_MAX`] members or frames.
+    #[error("the {encoding} body has more than {BODY_FRAMES_MAX} members or frames")]
     TooManyFrames {
         /// Which encoding.
         encoding: &'static str,
@@ -179,7 +176,7 @@ impl Output {
 fn gunzip(encoded: &[u8], output: &mut Output) -> Result<(), DecodeError> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut rest = encoded;
-    for _ in 0..FRAMES_MAX {
+    for _ in 0..BODY_FRAMES_MAX {
         let mut member = flate2::bufread::GzDecoder::new(rest);
         loop {
             match member.read(&mut chunk) {
@@ -203,7 +200,7 @@ fn unzstd(encoded: &[u8], output: &mut Output) -> Result<(), DecodeError> {
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut at = 0;
     for frame in 0.. {
-        if frame == FRAMES_MAX {
+        if frame == BODY_FRAMES_MAX {
             return Err(DecodeError::TooManyFrames { encoding: "zstd" });
         }
         loop {

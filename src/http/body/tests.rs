@@ -135,8 +135,8 @@ async fn floods_of_empty_frames_stop_at_their_cap() {
     let limits = BodyLimits { encoded_bytes_max: 1 << 20, ..LIMITS };
     for (encoding, frame) in [("gzip", gzip(b"")), ("zstd", zstd(b"")), ("zstd", skippable(0))] {
         let flood = |count: usize| read_owned(encoding, frame.repeat(count), limits);
-        assert!(flood(FRAMES_MAX).await.unwrap().is_empty(), "{encoding}");
-        assert_eq!(refusal(flood(FRAMES_MAX + 1).await), (422, "too_many_frames"), "{encoding}");
+        assert!(flood(BODY_FRAMES_MAX).await.unwrap().is_empty(), "{encoding}");
+        assert_eq!(refusal(flood(BODY_FRAMES_MAX + 1).await), (422, "too_many_frames"), "{encoding}");
     }
 }
 
