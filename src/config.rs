@@ -248,6 +248,12 @@ impl Config {
     }
 }
 
+/// The variables of this process, for [`Config::load`]. What is not UTF-8 in them shows as replacement characters.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |word: std::ffi::OsString| word.to_string_lossy().into_owned();
+    std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+}
+
 /// Splits the `section.key=value` of a `--set` flag.
 ///
 /// # Errors

@@ -4,7 +4,8 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 
 use crate::ledger::Part;
 
-/// One model at one moment, given by its driver. Counters are the model's own, part of its durable state.
+/// One model at one moment, given by its driver. Counters are the model's own, part of its durable state: those that end in
+/// `_total` below must not fall while the process runs, or Prometheus takes the fall for a restart.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelFigures {
     /// Its name.
