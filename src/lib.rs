@@ -5,9 +5,12 @@
 
 // Floor 0: shared ground.
 pub mod allocator;
+pub mod config;
 pub mod disk;
 pub mod ledger;
 pub mod limits;
+pub mod metrics;
+pub mod shutdown;
 
 // Floor 1: what is learned, and the seam that everything hangs on.
 pub mod fold;
@@ -16,3 +19,6 @@ pub mod rows;
 
 // Floor 2: what arrives, and the fold that trains networks.
 pub mod stream;
+
+// Floor 5: the doors.
+pub mod http;

@@ -20,6 +20,10 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Faults listed in the answer to one bad post; the rest are only counted.
 pub const ERRORS_LISTED_MAX: usize = 16;
+/// Members (gzip) or frames (zstd, skippable ones too) of one body. Block-compressed gzip has one each 64 KiB.
+pub const BODY_FRAMES_MAX: usize = 4096;
+/// The largest window of a zstd frame, as a power of two: 8 MiB, what RFC 9659 lets a sender use over HTTP.
+pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network.
