@@ -11,6 +11,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -171,6 +172,30 @@ pub enum Predictions {
     },
     /// One value a row.
     Values(Vec<f32>),
+}
+
+impl Predictions {
+    /// Those of rows `range`.
+    pub fn slice(&self, range: Range<usize>) -> Predictions {
+        match self {
+            Predictions::Classes { classes, probabilities } => {
+                let probabilities = probabilities[range.start * classes..range.end * classes].to_vec();
+                Predictions::Classes { classes: *classes, probabilities }
+            }
+            Predictions::Values(values) => Predictions::Values(values[range].to_vec()),
+        }
+    }
+
+    /// Puts those of further rows behind these; they are of the same snapshot, so of the same form.
+    pub fn append(&mut self, further: Predictions) {
+        match (self, further) {
+            (Predictions::Classes { probabilities, .. }, Predictions::Classes { probabilities: more, .. }) => {
+                probabilities.extend(more);
+            }
+            (Predictions::Values(values), Predictions::Values(more)) => values.extend(more),
+            _ => unreachable!("one snapshot gives predictions of one form"),
+        }
+    }
 }
 
 /// A deterministic fold over steps. Everything that may change a weight comes through `apply` and `execute`, in log order.

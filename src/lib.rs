@@ -18,7 +18,14 @@ pub mod network;
 pub mod rows;
 
 // Floor 2: what arrives, and the fold that trains networks.
+pub mod ferret;
 pub mod stream;
+
+// Floor 3: live models.
+pub mod model;
 
 // Floor 5: the doors.
 pub mod http;
+
+// Floor 6: the commands.
+pub mod cli;

@@ -101,6 +101,20 @@ impl Rows {
         }
     }
 
+    /// All rows of `parts`, one after the other; labels, ids and times are left out, as queries need none. None where there are
+    /// no parts.
+    pub fn concatenate(parts: &[&Rows]) -> Option<Rows> {
+        let (first, others) = parts.split_first()?;
+        if others.is_empty() {
+            return Some((*first).clone());
+        }
+        let blocks = first.blocks.iter().enumerate().map(|(index, block)| {
+            let bytes: Vec<&[u8]> = parts.iter().map(|part| part.blocks[index].bytes.as_ref()).collect();
+            Block { bytes: bytes.concat().into(), ..*block }
+        });
+        Some(Rows { count: parts.iter().map(|part| part.count).sum(), blocks: blocks.collect(), ..Rows::default() })
+    }
+
     /// Decoded bytes of the features of one row.
     pub fn row_bytes(&self) -> usize {
         self.blocks.iter().map(Block::row_bytes).sum()

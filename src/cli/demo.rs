@@ -4,9 +4,7 @@
 //! the model all the while, sets the memory budget down half-way, kills the service and starts it again, and says how it went.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -20,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::Failure;
+use super::child::Server;
 use super::client::{Batch, Service};
 use super::idx::Idx;
 use super::replay::images;
@@ -55,60 +54,6 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     super::runtime()?.block_on(demo(&arguments))
-}
-
-/// The service in its own process. Dropping it kills it.
-struct Server {
-    child: Child,
-    doors: String,
-    metrics: String,
-}
-
-impl Server {
-    /// Starts the service on `data_dir`, with its doors at `listen`, and waits for it to say where they are.
-    fn start(data_dir: &Path, listen: &str) -> Result<Server, Failure> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--listen", listen, "--metrics-listen", "127.0.0.1:0", "--data-dir"])
-            .arg(data_dir)
-            .env("MUSTELA_LOG", "warn")
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let stdout = child.stdout.take().ok_or("the service has no stdout")?;
-        let mut addresses = Vec::new();
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            addresses.extend(line.split_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned));
-            if addresses.len() == 2 {
-                break;
-            }
-        }
-        match <[String; 2]>::try_from(addresses) {
-            Ok([doors, metrics]) => Ok(Server { child, doors, metrics }),
-            Err(_) => Err(format!("the service did not start: {}", child.wait()?).into()),
-        }
-    }
-
-    fn kill(&mut self) -> Result<(), Failure> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// Asks it to end, as a supervisor would, and holds it to exit status 0.
-    fn terminate(&mut self) -> Result<(), Failure> {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
-        let status = self.child.wait()?;
-        if status.success() { Ok(()) } else { Err(format!("the service ended with {status}").into()) }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 /// What the clients and the queries have seen so far.
@@ -164,6 +109,7 @@ async fn create(service: &Service, step_rows: u32) -> Result<u64, Failure> {
     let model = json!({
         "kind": "network", "stream": NAME, "network": { "architecture": "mnistnet" },
         "optimiser": { "type": "sgd", "momentum": 0.9 }, "learning_rate": 0.02, "step_rows": step_rows,
+        "overload": { "policy": "backpressure", "lag_rows_max": 2000 },
     });
     let view = service.put(&format!("/v1/models/{NAME}"), &model).await?;
     Ok(number(&view, "/memory/planned_bytes"))
@@ -290,12 +236,12 @@ fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, fu
     println!();
 }
 
-fn end(arguments: &Arguments, mut server: Server, data_dir: &Path) -> Result<(), Failure> {
+fn end(arguments: &Arguments, server: Server, data_dir: &Path) -> Result<(), Failure> {
     if arguments.keep {
         println!("The service stays up: doors at {}, metrics at {}, data in {}.", server.doors, server.metrics, data_dir.display());
         println!("  curl {}/v1/models/{NAME}", server.doors);
-        println!("  kill {}", server.child.id());
-        std::mem::forget(server);
+        println!("  kill {}", server.id());
+        server.leave();
         return Ok(());
     }
     server.terminate()?;

@@ -3,6 +3,7 @@
 
 pub mod bench;
 mod checkpoint;
+mod child;
 mod client;
 mod demo;
 mod idx;

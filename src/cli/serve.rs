@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use clap::Args;
 use tokio::net::TcpListener;
@@ -20,7 +23,7 @@ use crate::ferret::pool::Pool;
 use crate::http::body::BodyLimits;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
-use crate::metrics::{Metrics, ModelFigures};
+use crate::metrics::{self, Metrics, ModelFigures};
 use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
 use crate::model::predict::Predictor;
@@ -57,7 +60,7 @@ impl Arguments {
         for (key, value) in [("listen", self.listen), ("metrics_listen", self.metrics_listen), ("data_dir", self.data_dir)] {
             overrides.extend(value.map(|value| (key.to_owned(), value)));
         }
-        Config::load(self.config.as_deref(), std::env::vars(), &overrides)
+        Config::load(self.config.as_deref(), config::environment(), &overrides)
     }
 }
 
@@ -190,10 +193,17 @@ fn hooks(metrics: &Arc<Metrics>) -> Hooks {
     }
 }
 
-async fn render(State((metrics, streams, models)): State<(Arc<Metrics>, Arc<Streams>, Arc<Models>)>) -> String {
+/// What the scrape reads.
+type Scraped = (Arc<Metrics>, Arc<Streams>, Arc<Models>);
+
+async fn render(State((metrics, streams, models)): State<Scraped>) -> Result<impl IntoResponse, StatusCode> {
     metrics.log_stored_bytes.set(streams.stored_bytes() as i64);
     let figures: Vec<ModelFigures> = models.list().iter().map(|live| live.figures()).collect();
-    metrics.render(&figures)
+    let text = metrics.render(&figures).map_err(|error| {
+        tracing::error!(%error, "the metrics cannot be written");
+        StatusCode::INTERNAL_SERVER_ERROR
+    })?;
+    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 
 fn trace(format: LogFormat) {

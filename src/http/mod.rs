@@ -1,13 +1,16 @@
 //! The doors. They decode, refuse and answer; they never touch a weight or a file.
 //!
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, [`watch`] counts it, holds it to its
-//! deadline and refuses it while the process drains, [`body`] reads and decompresses it under two caps, one of [`streams`],
-//! [`models`] or [`health`] answers, and whatever goes wrong becomes a [`problem`].
+//! deadline and refuses it while the process drains, [`request`] and [`body`] read and
+//! decompress it under two caps, one of [`streams`],
+//! [`models`] or [`health`]
+//! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
 mod health;
 mod models;
 pub mod problem;
+mod request;
 pub mod server;
 mod streams;
 mod watch;

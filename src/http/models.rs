@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::App;
 use super::body;
 use super::problem::Problem;
+use super::request;
 use crate::fold::{Predictions, Score};
 use crate::ledger::Part;
 use crate::model::live::Live;
@@ -29,7 +30,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let spec: ModelSpec = body::json(&headers, body, &app.body_limits).await?;
+    let spec: ModelSpec = request::json(&headers, body, app.body_limits).await?;
     let (live, created) = app.blocking(move |app| Ok(app.models.create(&name, spec)?)).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(view(&live))).into_response())
@@ -68,7 +69,7 @@ pub(super) async fn patch(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let live = app.models.get(&name)?;
-    let Patch { learning_rate } = body::json(&headers, body, &app.body_limits).await?;
+    let Patch { learning_rate } = request::json(&headers, body, app.body_limits).await?;
     check_learning_rate(learning_rate).map_err(|reason| Problem::unprocessable("learning_rate", reason))?;
     live.set_learning_rate(learning_rate).await?;
     Ok(Json(view(&live)))
@@ -99,7 +100,7 @@ pub(super) async fn put_budget(
     body: Body,
 ) -> Result<Json<Value>, Problem> {
     let live = app.models.get(&name)?;
-    let Budget { budget } = body::json(&headers, body, &app.body_limits).await?;
+    let Budget { budget } = request::json(&headers, body, app.body_limits).await?;
     live.set_budget(budget.map(|budget| budget.as_u64())).await?;
     Ok(Json(memory(&live)))
 }
@@ -112,13 +113,11 @@ pub(super) async fn predict(
 ) -> Result<Json<Value>, Problem> {
     let began = std::time::Instant::now();
     let live = app.models.get(&name)?;
-    let format = body::format(&headers)?;
-    let bytes = body::read(&headers, body, &app.body_limits).await?;
+    let format = request::format(&headers)?;
+    let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
-    let rows = body::off_thread(bytes.len(), move || decode(&stream.schema, format, bytes, Purpose::Predict)).await??;
-    let count = rows.count as u64;
+    let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
     let answer = app.predictor.predict(live.clone(), rows).await?;
-    app.metrics.predict_rows_total.with_label_values(&[&name]).inc_by(count);
     app.metrics.predict_seconds.with_label_values(&[&name]).observe(began.elapsed().as_secs_f64());
     Ok(Json(json!({
         "model": live.name,
@@ -172,8 +171,9 @@ fn argmax(probabilities: &[f32]) -> usize {
 
 /// What `GET /v1/models/{m}` says.
 fn view(live: &Live) -> Value {
-    let lag_rows = live.lag_rows();
     let status = live.status();
+    // The status first: the head only grows, so the difference is never negative.
+    let lag_rows = live.stream.head().saturating_sub(status.version.sequence);
     let counters = status.tally.counters;
     let classified = live.stream.schema.is_classified();
     let state = match &status.failure {

@@ -21,6 +21,9 @@ use crate::shutdown::Shutdown;
 /// How long to wait after a connection could not be accepted, as when the process has no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the doors still answer, that nothing more is taken on, after the end has begun.
+const LAME_DUCK: Duration = Duration::from_millis(250);
+
 /// How a listener treats its clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -38,6 +41,11 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(patience.header);
+    let over = async {
+        shutdown.draining().await;
+        tokio::time::sleep(LAME_DUCK).await;
+    };
+    tokio::pin!(over);
     loop {
         let accepted = async {
             let slot = slots.clone().acquire_owned().await;
@@ -45,7 +53,7 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
         };
         let (slot, accepted) = tokio::select! {
             accepted = accepted => accepted,
-            () = shutdown.draining() => break,
+            () = &mut over => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use super::body;
 use super::problem::Problem;
+use super::request;
 use crate::fold::{Score, Version};
-use crate::limits;
 use crate::model::live::Live;
 use crate::stream::decode::{Format, Purpose, decode};
 use crate::stream::{Receipt, Schema, Stream};
@@ -44,7 +44,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let schema: Schema = body::json(&headers, body, &app.body_limits).await?;
+    let schema: Schema = request::json(&headers, body, app.body_limits).await?;
     let (stream, created) = app.blocking(move |app| Ok(app.streams.create(&name, schema)?)).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(view(&app, &stream)?)).into_response())
@@ -133,14 +133,14 @@ pub(super) async fn post_batch(
 ) -> Result<Response, Problem> {
     let stream = app.streams.get(&name)?;
     let waits_for = if query.wait == Some(Wait::Applied) { Some(model_to_wait_for(&app, &stream, &query)?) } else { None };
-    let format = body::format(&headers)?;
-    let key = idempotency_key(&headers)?;
+    let format = request::format(&headers)?;
+    let key = request::idempotency_key(&headers)?;
     if let Some(behind) = app.models.behind(&stream) {
         app.metrics.stream_refused_total.with_label_values(&[&name, "backpressure"]).inc();
         let detail = format!("model `{}` is {} rows behind stream `{name}`", behind.model, behind.lag_rows);
         return Err(Problem::too_many_requests("backpressure", detail, behind.retry_after_seconds));
     }
-    let bytes = body::read(&headers, body, &app.body_limits).await?;
+    let bytes = body::read(&headers, body, app.body_limits).await?;
     let receipt = append(&app, &stream, format, bytes, key).await.inspect_err(|problem| {
         app.metrics.stream_refused_total.with_label_values(&[&name, problem.code]).inc();
     })?;
@@ -205,17 +205,6 @@ fn fingerprint(format: Format, decoded: &[u8]) -> [u8; 32] {
     hash.update(format.content_type().as_bytes());
     hash.update(decoded);
     *hash.finalize().as_bytes()
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
-    match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= limits::IDEMPOTENCY_KEY_BYTES_MAX => Ok(Some(key.to_owned())),
-        _ => {
-            let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
-            Err(Problem::bad_request("idempotency_key", format!("Idempotency-Key has to be 1 to {most} visible ASCII characters")))
-        }
-    }
 }
 
 async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duration) -> Response {

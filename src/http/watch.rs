@@ -26,22 +26,6 @@ pub(super) async fn watch(State(app): State<Arc<App>>, request: Request, next: N
         let answered = tokio::time::timeout(deadline, next.run(request)).await;
         answered.unwrap_or_else(|_| Problem::deadline(app.request_seconds).into_response())
     };
-    let method = known_method(method.as_str());
-    app.metrics.http_requests_total.with_label_values(&[route.as_str(), method, response.status().as_str()]).inc();
-    app.metrics.http_request_seconds.with_label_values(&[&route]).observe(began.elapsed().as_secs_f64());
+    app.metrics.http_answered(&route, method.as_str(), response.status().as_u16(), began.elapsed().as_secs_f64());
     response
-}
-
-/// A client may send any word as a method; only those that doors know become labels.
-fn known_method(method: &str) -> &'static str {
-    match method {
-        "GET" => "GET",
-        "PUT" => "PUT",
-        "POST" => "POST",
-        "PATCH" => "PATCH",
-        "DELETE" => "DELETE",
-        "HEAD" => "HEAD",
-        "OPTIONS" => "OPTIONS",
-        _ => "other",
-    }
 }

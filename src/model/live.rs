@@ -11,7 +11,8 @@ use tokio::sync::{oneshot, watch};
 use super::spec::ModelSpec;
 use super::status::Status;
 use crate::fold::{BelowMinimum, Score, Sequence, Snapshot, Version};
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Part};
+use crate::metrics::{ModelFigures, RowFigures, ScoreFigures};
 use crate::stream::Stream;
 
 /// A snapshot with the version that it is of.
@@ -59,6 +60,8 @@ pub struct Live {
     pub id: u32,
     /// Its name.
     pub name: String,
+    /// When it was made, in seconds since 1970.
+    pub created_unix_seconds: u64,
     /// As it was asked for.
     pub spec: ModelSpec,
     /// What it learns from.
@@ -98,6 +101,44 @@ impl Live {
     /// Rows a second that the model decided lately.
     pub fn rows_per_second(&self) -> f64 {
         self.status.lock().rows_per_second(Instant::now())
+    }
+
+    /// The model at this moment, as `/metrics` shows it: all of it from one look at the status, so that its rows balance.
+    pub fn figures(&self) -> ModelFigures {
+        let status = self.status.lock();
+        // Read within the same look: the head only grows, so no row is decided that it does not count.
+        let waiting = self.stream.head().saturating_sub(status.version.sequence);
+        let counters = status.tally.counters;
+        let scores = |score: Score| ScoreFigures {
+            accuracy: (self.stream.schema.is_classified() && score.rows > 0).then(|| score.correct as f64 / score.rows as f64),
+            loss: (score.rows > 0).then(|| score.loss / score.rows as f64),
+        };
+        ModelFigures {
+            model: self.name.clone(),
+            status: if status.failure.is_some() { "failed" } else { "live" },
+            accepted_rows: counters.decided() + waiting,
+            rows: RowFigures {
+                learned: counters.learned,
+                learned_in_part: counters.learned_in_part,
+                skipped: counters.skipped,
+                held_out: counters.held_out,
+                quarantined: counters.quarantined,
+                expired: counters.expired,
+                waiting,
+            },
+            epoch: status.version.epoch,
+            sequence: status.version.sequence,
+            lag_rows: waiting,
+            steps: status.tally.steps,
+            whole: scores(status.tally.whole),
+            sliding: scores(status.tally.sliding.score()),
+            learning_rate: status.learning_rate,
+            checkpoint_timestamp_seconds: status.checkpoint.as_ref().map(|checkpoint| checkpoint.unix_seconds as f64),
+            ledger_bytes: Part::ALL.into_iter().map(|part| (part, self.ledger.used(part))).collect(),
+            ledger_high_water_bytes: self.ledger.high_water(),
+            planned_bytes: status.planned_bytes,
+            memory_budget_bytes: status.budget_bytes,
+        }
     }
 
     /// Changes the memory budget (bytes; none: unconstrained) by a decision.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
@@ -59,6 +59,8 @@ struct Record {
     spec: ModelSpec,
     /// The row after which the model begins.
     origin: Sequence,
+    /// When it was made, in seconds since 1970.
+    created: u64,
 }
 
 /// A model and its thread.
@@ -113,22 +115,25 @@ impl Models {
         let stream = self.streams.get(&spec.stream)?;
         let fold = self.kinds.get(&spec.kind)?.build(&spec.settings, &stream.schema, queued_bytes_max(&stream.schema))?;
         let origin = origin(&spec, &stream)?;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let at = Version { epoch: 0, sequence: origin };
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
         let plan = fold.propose_plan(budget_bytes)?;
         let first = Decision { at, what: What::Plan { budget_bytes, plan } };
-        let record = serde_json::to_vec(&Record { spec: spec.clone(), origin })
+        let record = serde_json::to_vec(&Record { spec: spec.clone(), origin, created })
             .map_err(|error| ModelError::Inconsistent(error.to_string()))?;
         let id = self.streams.log().next_model_id()?;
         let put = Entry::PutModel { model: id, name: name.to_owned(), bytes: record };
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
         self.ground.committer.commit_blocking(vec![put, decided])?;
-        let live = self.start(Begin { id, name: name.to_owned(), spec, stream, origin, fold, loaded: None, decisions: vec![first] })?;
+        let name = name.to_owned();
+        let begin = Begin { id, name, spec, stream, origin, created, fold, loaded: None, decisions: vec![first] };
+        let live = self.start(begin)?;
         Ok((live, true))
     }
 
     fn resume(&self, id: u32, name: String, record: Record) -> Result<(), RegistryError> {
-        let Record { spec, origin } = record;
+        let Record { spec, origin, created } = record;
         let stream = self.streams.get(&spec.stream)?;
         let mut fold = self.kinds.get(&spec.kind)?.build(&spec.settings, &stream.schema, queued_bytes_max(&stream.schema))?;
         let folder = checkpoint::folder(&self.ground.data_dir, id);
@@ -155,7 +160,7 @@ impl Models {
             decisions.push(Decision::decode(&bytes).map_err(ModelError::from)?);
         }
         let pending = decisions.split_off((from as usize).min(decisions.len()));
-        let live = self.start(Begin { id, name, spec, stream, origin, fold, loaded, decisions: pending })?;
+        let live = self.start(Begin { id, name, spec, stream, origin, created, fold, loaded, decisions: pending })?;
         let mut status = live.status.lock();
         for decision in &decisions {
             match &decision.what {
@@ -190,7 +195,7 @@ impl Models {
         asked: Receiver<Command>,
         wake: Receiver<()>,
     ) -> Result<(Arc<Live>, Driver), RegistryError> {
-        let Begin { id, name, spec, stream, origin, mut fold, loaded, decisions } = begin;
+        let Begin { id, name, spec, stream, origin, created, mut fold, loaded, decisions } = begin;
         let tally = loaded.as_ref().map_or_else(|| Tally::new(self.ground.settings.sliding_rows), |(head, _)| head.tally.clone());
         let version = loaded.as_ref().map_or(Version { epoch: 0, sequence: origin }, |(head, _)| head.version);
         let mut status = Status::new(version, origin, tally);
@@ -208,6 +213,7 @@ impl Models {
         let live = Arc::new(Live {
             id,
             name,
+            created_unix_seconds: created,
             spec,
             stream,
             ledger: fold.ledger().clone(),
@@ -303,6 +309,7 @@ struct Begin {
     spec: ModelSpec,
     stream: Arc<Stream>,
     origin: Sequence,
+    created: u64,
     fold: Box<dyn Fold>,
     loaded: Option<(checkpoint::Head, checkpoint::Entry)>,
     /// Decisions that the state does not hold yet.

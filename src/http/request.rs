@@ -1,0 +1,60 @@
+//! What a request says beside its body: its format, its idempotency key; and bodies that are one JSON document.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use serde::de::DeserializeOwned;
+
+use super::body::{self, BodyLimits};
+use super::problem::Problem;
+use crate::limits;
+use crate::stream::decode::Format;
+
+/// The format of posted rows, by `Content-Type`; its parameters do not matter.
+///
+/// # Errors
+/// 415 for any other format, or none.
+pub(super) fn format(headers: &HeaderMap) -> Result<Format, Problem> {
+    let essence = content_type(headers).unwrap_or_default();
+    Format::from_content_type(&essence).ok_or_else(|| {
+        let known = Format::ALL.map(Format::content_type).join(", ");
+        Problem::unsupported_media_type("unsupported_content_type", format!("rows come as one of {known}, not as `{essence}`"))
+    })
+}
+
+fn content_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
+/// The `Idempotency-Key`, where there is one.
+///
+/// # Errors
+/// 400 for a key that is empty, too long, or not visible ASCII.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= limits::IDEMPOTENCY_KEY_BYTES_MAX => Ok(Some(key.to_owned())),
+        _ => {
+            let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
+            let detail = format!("Idempotency-Key has to be 1 to {most} visible ASCII characters");
+            Err(Problem::bad_request("invalid_idempotency_key", detail))
+        }
+    }
+}
+
+/// A body that is one JSON document; said to be JSON or not said to be anything else.
+///
+/// # Errors
+/// 415 for another content type, 400 for what is not JSON, 422 for JSON that is not what the door reads; and all of
+/// [`body::read`].
+pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<T, Problem> {
+    if let Some(other) = content_type(headers).filter(|essence| essence != "application/json") {
+        let detail = format!("this door reads application/json, not `{other}`");
+        return Err(Problem::unsupported_media_type("unsupported_content_type", detail));
+    }
+    let bytes = body::read(headers, body, limits).await?;
+    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
+        _ => Problem::bad_request("invalid_json", error.to_string()),
+    })
+}
