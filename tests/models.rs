@@ -1,0 +1,133 @@
+//! Making models, looking at them, and changing them.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use serde_json::json;
+use support::{Running, points, points_model, points_schema};
+
+async fn running(folder: &tempfile::TempDir) -> Running {
+    let running = Running::start(folder.path(), &[]).await;
+    running.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    running
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_learns_what_is_posted() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    for batch in 0..40 {
+        client.post_json("/v1/streams/points/batches", &points(batch * 30, 30)).await.expect(202);
+    }
+    let view = client.settled("m").await;
+    assert_eq!(view["version"], "0.1200");
+    assert_eq!(view["rows"]["accepted"], 1200);
+    assert_eq!(view["rows"]["learned"], 1200);
+    // 30 rows a record, 16 a step: a step ends with its record.
+    assert_eq!(view["steps"], 80);
+    assert!(view["sliding"]["accuracy"].as_f64().unwrap() > 0.95, "{view}");
+    assert!(view["online"]["accuracy"].as_f64().unwrap() < view["sliding"]["accuracy"].as_f64().unwrap());
+    assert!(view["online"]["loss"].as_f64().unwrap() > view["sliding"]["loss"].as_f64().unwrap());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_is_idempotent_and_a_change_is_a_conflict() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    client.put("/v1/models/m", &points_model("points")).await.expect(200);
+    let mut other = points_model("points");
+    other["learning_rate"] = json!(0.5);
+    client.put("/v1/models/m", &other).await.expect_problem(409, "model_exists");
+    client.delete("/v1/models/m").await.expect(204);
+    client.get("/v1/models/m").await.expect_problem(404, "not_found");
+    client.put("/v1/models/m", &other).await.expect(201);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_models_learn_from_one_stream_each_from_its_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    client.put("/v1/models/first", &points_model("points")).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 100)).await.expect(202);
+    let with_start = |start: serde_json::Value| {
+        let mut model = points_model("points");
+        model["start"] = start;
+        model
+    };
+    client.put("/v1/models/now", &with_start(json!("now"))).await.expect(201);
+    client.put("/v1/models/earliest", &with_start(json!("earliest"))).await.expect(201);
+    client.put("/v1/models/middle", &with_start(json!(51))).await.expect(201);
+    client.put("/v1/models/beyond", &with_start(json!(102))).await.expect_problem(422, "invalid_model");
+    client.post_json("/v1/streams/points/batches", &points(100, 20)).await.expect(202);
+    for (model, learned) in [("first", 120), ("now", 20), ("earliest", 120), ("middle", 70)] {
+        let view = client.settled(model).await;
+        assert_eq!((&view["rows"]["learned"], &view["version"]), (&json!(learned), &json!("0.120")), "{model}");
+    }
+    client.delete("/v1/streams/points").await.expect_problem(409, "stream_in_use");
+    let list = client.get("/v1/models").await.expect(200);
+    let ids: Vec<_> = list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(ids, ["earliest", "first", "middle", "now"]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn specs_that_cannot_be_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    let change = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut model = points_model("points");
+        change(&mut model);
+        model
+    };
+    for (spec, word) in [
+        (change(&|model| model["kind"] = json!("oracle")), "network"),
+        (change(&|model| model["network"] = json!({ "architecture": "cathedral" })), "cathedral"),
+        (change(&|model| model["colour"] = json!("red")), "colour"),
+        (change(&|model| model["step_rows"] = json!(0)), "step_rows"),
+        (change(&|model| model["learning_rate"] = json!(-1)), "learning_rate"),
+        (change(&|model| model["network"] = json!({ "architecture": "mlp", "hidden": [1_000_000_000_000_u64] })), ""),
+        (change(&|model| model["network"] = json!({ "architecture": "convnet" })), ""),
+    ] {
+        let problem = client.put("/v1/models/m", &spec).await.expect_problem(422, "invalid_model");
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+    }
+    let unknown = change(&|model| model["stream"] = json!("nowhere"));
+    client.put("/v1/models/m", &unknown).await.expect_problem(422, "unknown_stream");
+    let policy = change(&|model| model["overload"] = json!({ "policy": "shrug" }));
+    client.put("/v1/models/m", &policy).await.expect_problem(422, "invalid_body");
+    client.put("/v1/models/Not%20a%20name", &points_model("points")).await.expect_problem(422, "invalid_model");
+    assert_eq!(client.get("/v1/models").await.expect(200)["data"], json!([]));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_learning_rate_changes_by_a_decision() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 64)).await.expect(202);
+    client.settled("m").await;
+    let view = client.patch("/v1/models/m", &json!({ "learning_rate": 0.0 })).await.expect(200);
+    assert_eq!(view["learning_rate"], 0.0);
+    client.patch("/v1/models/m", &json!({ "learning_rate": -0.1 })).await.expect_problem(422, "learning_rate");
+    client.patch("/v1/models/m", &json!({ "stream": "x" })).await.expect_problem(422, "invalid_body");
+    // At a rate of zero nothing is learned any more, but rows are scored and counted.
+    let row = json!({ "rows": [{ "x": 3.0, "y": 1.0 }] });
+    let before = client.post_json("/v1/models/m/predict", &row).await.expect(200);
+    client.post_json("/v1/streams/points/batches?wait=applied", &points(0, 1)).await.expect(200);
+    let view = client.settled("m").await;
+    assert_eq!(view["rows"]["learned"], 65);
+    let after = client.post_json("/v1/models/m/predict", &row).await.expect(200);
+    assert_eq!(after["model_version"], "0.65");
+    assert_ne!(before["prediction_id"], after["prediction_id"]);
+    running.stop().await;
+}

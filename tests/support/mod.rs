@@ -1,0 +1,233 @@
+//! What the tests of behaviour share: a service in this process or in one of its own, and a client that keeps whole answers.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "each test uses its part of this")]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mustela::cli::serve::Service;
+use mustela::config::Config;
+use mustela::disk::FileSystem;
+use mustela::shutdown::{self, Trigger};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// An answer: status, headers, and the body as JSON (a string where it is not).
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// Holds the answer to a status; says all of it otherwise.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.body);
+        self.body
+    }
+
+    /// Holds the answer to be a problem of this status and code, in the one shape that all have.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Value {
+        assert_eq!((self.status, self.body["code"].as_str()), (status, Some(code)), "{}", self.body);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert_eq!(self.body["status"], status);
+        assert!(self.body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", self.body);
+        assert_eq!(self.body["error"], self.body["detail"]);
+        self.body
+    }
+}
+
+/// Talks to one service.
+#[derive(Clone)]
+pub struct Client {
+    pub base: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub fn new(base: impl Into<String>) -> Client {
+        Client { base: base.into(), http: reqwest::Client::builder().no_proxy().build().unwrap() }
+    }
+
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<reqwest::Body>) -> Answer {
+        self.try_send(method, path, headers, body).await.unwrap()
+    }
+
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::Result<Answer> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Ok(Answer { status, headers, body })
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], "").await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PATCH, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], "").await
+    }
+
+    pub async fn post(&self, path: &str, content_type: &str, body: impl Into<reqwest::Body>) -> Answer {
+        self.send(Method::POST, path, &[("content-type", content_type)], body).await
+    }
+
+    pub async fn post_json(&self, path: &str, body: &Value) -> Answer {
+        self.post(path, "application/json", body.to_string()).await
+    }
+
+    /// The model's view once every row is decided.
+    pub async fn settled(&self, model: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let view = self.get(&format!("/v1/models/{model}")).await.expect(200);
+            if view["rows"]["waiting"] == 0 {
+                return view;
+            }
+            assert!(view["failure"].is_null(), "{view}");
+            assert!(began.elapsed() < Duration::from_secs(60), "rows still wait: {view}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// The configuration of a test's service on `data_dir`, with free ports.
+pub fn config(data_dir: &Path, settings: &[(&str, &str)]) -> Config {
+    let mut overrides = vec![
+        ("listen".to_owned(), "127.0.0.1:0".to_owned()),
+        ("metrics_listen".to_owned(), "127.0.0.1:0".to_owned()),
+        ("data_dir".to_owned(), data_dir.to_str().unwrap().to_owned()),
+    ];
+    overrides.extend(settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    Config::load(None, [], &overrides).unwrap()
+}
+
+/// A service in this process.
+pub struct Running {
+    pub service: Service,
+    pub client: Client,
+    trigger: Trigger,
+}
+
+impl Running {
+    pub async fn start(data_dir: &Path, settings: &[(&str, &str)]) -> Running {
+        Running::with(config(data_dir, settings)).await
+    }
+
+    pub async fn with(config: Config) -> Running {
+        let (trigger, shutdown) = shutdown::channel();
+        let service = Service::start(config, Arc::new(FileSystem), shutdown).await.unwrap();
+        let client = Client::new(format!("http://{}", service.address));
+        Running { service, client, trigger }
+    }
+
+    pub async fn metrics(&self) -> String {
+        let client = Client::new(format!("http://{}", self.service.metrics_address));
+        let answer = client.get("/metrics").await;
+        assert_eq!(answer.status, 200);
+        answer.body.as_str().unwrap().to_owned()
+    }
+
+    pub async fn stop(self) {
+        self.trigger.drain();
+        self.service.stop(Duration::from_secs(20)).await;
+    }
+}
+
+/// A service in a process of its own, which can be killed.
+pub struct Process {
+    pub child: Child,
+    pub client: Client,
+    pub metrics: String,
+}
+
+impl Process {
+    pub fn start(data_dir: &Path, settings: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mustela"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
+        for (key, value) in settings {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        let mut child = command.env("MUSTELA_LOG", "warn").stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut address = || {
+            let line = lines.next().expect("the service said nothing").unwrap();
+            line.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned()
+        };
+        let (doors, metrics) = (address(), address());
+        Process { child, client: Client::new(doors), metrics }
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and the exit status.
+    pub fn terminate(mut self) -> Option<i32> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Two numeric columns and three classes.
+pub fn points_schema() -> Value {
+    json!({
+        "fields": [{ "name": "x", "type": "numeric" }, { "name": "y", "type": "numeric" }],
+        "target": { "name": "label", "type": "classes", "classes": ["north", "south", "east"] },
+    })
+}
+
+/// `count` learnable rows of [`points_schema`], from number `first` on.
+pub fn points(first: usize, count: usize) -> Value {
+    let names = ["north", "south", "east"];
+    let rows: Vec<Value> = (first..first + count)
+        .map(|row| {
+            let class = row * 7 % 3;
+            let wobble = (row * 37 % 100) as f64 / 100.0;
+            json!({ "x": class as f64 * 10.0 + wobble, "y": 5.0 - class as f64 - wobble, "label": names[class] })
+        })
+        .collect();
+    json!({ "rows": rows })
+}
+
+/// A small network over [`points_schema`].
+pub fn points_model(stream: &str) -> Value {
+    json!({
+        "kind": "network", "stream": stream,
+        "network": { "architecture": "mlp", "hidden": [8] },
+        "optimiser": { "type": "sgd", "momentum": 0.9 }, "learning_rate": 0.05, "step_rows": 16,
+    })
+}
