@@ -1,1 +1,136 @@
-//! placeholder
+//! The only code that opens files for writing, behind a trait, so that tests can make any of it fail.
+//!
+//! What is durable here is durable in full: a file's bytes are synced before its name is, and its name (the folder) before
+//! anybody is told. An error is told with the path.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError};
+
+/// File access. The log and the checkpoints know no other.
+pub trait Disk: Send + Sync {
+    /// Opens or makes the database at `path` with the options of `builder`, over this disk's own storage backend. A second
+    /// process gets [`DatabaseError::DatabaseAlreadyOpen`].
+    fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError>;
+
+    /// Writes a whole file, so that after a crash there is the old one or the new one: temporary file, sync, rename, sync of the
+    /// folder. `write` may be called again only by another call of this.
+    fn write_atomic(&self, path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()>;
+
+    /// Reads a whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// The files in a folder, by name; none where there is no folder.
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Removes a file; it is no error that there is none.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a folder with all that is in it; it is no error that there is none.
+    fn remove_dir(&self, folder: &Path) -> io::Result<()>;
+
+    /// Makes a folder and those above it.
+    fn create_dir_all(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// The machine's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileSystem;
+
+/// Says which path an error is about.
+fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+}
+
+impl Disk for FileSystem {
+    fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(at(path))?;
+        let database = builder.create_with_backend(FileBackend::new(file)?)?;
+        path.parent().map_or(Ok(()), sync_folder)?;
+        Ok(database)
+    }
+
+    fn write_atomic(&self, path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        let temporary = path.with_added_extension("tmp");
+        let written = (|| {
+            #[expect(clippy::disallowed_methods, reason = "this is where files are made")]
+            let mut file = BufWriter::new(File::create(&temporary).map_err(at(&temporary))?);
+            write(&mut file)?;
+            let file = file.into_inner().map_err(|error| error.into_error())?;
+            file.sync_all().map_err(at(&temporary))?;
+            fs::rename(&temporary, path).map_err(at(path))?;
+            path.parent().map_or(Ok(()), sync_folder)
+        })();
+        if written.is_err() {
+            absent_is_fine(fs::remove_file(&temporary)).ok();
+        }
+        written
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        fs::read(path).map_err(at(path))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(at(folder))?,
+        };
+        let mut paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>().map_err(at(folder))?;
+        paths.sort();
+        Ok(paths)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        absent_is_fine(fs::remove_file(path)).map_err(at(path))?;
+        path.parent().map_or(Ok(()), sync_folder)
+    }
+
+    fn remove_dir(&self, folder: &Path) -> io::Result<()> {
+        absent_is_fine(fs::remove_dir_all(folder)).map_err(at(folder))
+    }
+
+    fn create_dir_all(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder).map_err(at(folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_old_one_or_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.bin");
+        let disk = FileSystem;
+        disk.write_atomic(&path, &mut |out| out.write_all(b"old")).unwrap();
+        let failed = disk.write_atomic(&path, &mut |out| {
+            out.write_all(b"ne")?;
+            Err(io::Error::other("power"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(disk.read(&path).unwrap(), b"old");
+        disk.write_atomic(&path, &mut |out| out.write_all(b"new")).unwrap();
+        assert_eq!(disk.read(&path).unwrap(), b"new");
+        assert_eq!(disk.list(folder.path()).unwrap(), [path.clone()]);
+        disk.remove(&path).unwrap();
+        disk.remove(&path).unwrap();
+        assert!(disk.list(&folder.path().join("none")).unwrap().is_empty());
+    }
+}

@@ -31,7 +31,7 @@ use crate::model::registry::Models;
 use crate::model::{Ground, Settings};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::stream::Streams;
-use crate::stream::log::{Committer, Hooks, Options, RedbLog};
+use crate::stream::log::{Committer, Hooks, Log, Options, RedbLog};
 use crate::{config, disk};
 
 /// Flags of `serve`; every key of the configuration can also be set by environment (`MUSTELA_HTTP__REQUEST_SECONDS`) or `--set`.

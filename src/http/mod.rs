@@ -100,7 +100,7 @@ impl From<StreamError> for Problem {
             StreamError::KeyReused => Problem::unprocessable("idempotency_key_reused", detail),
             StreamError::KeyInFlight => Problem::conflict("idempotency_key_in_flight", detail),
             StreamError::Full { .. } => Problem::insufficient_storage(detail),
-            StreamError::Storage(_) => Problem::unavailable("storage", detail),
+            StreamError::Storage(_) | StreamError::Corrupt { .. } => Problem::unavailable("storage", detail),
         }
     }
 }

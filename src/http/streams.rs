@@ -144,9 +144,10 @@ pub(super) async fn post_batch(
     let receipt = append(&app, &stream, format, bytes, key).await.inspect_err(|problem| {
         app.metrics.stream_refused_total.with_label_values(&[&name, problem.code]).inc();
     })?;
-    let Receipt { first, last, rows, replayed } = receipt;
+    let Receipt { first, last, rows, records, replayed } = receipt;
     if !replayed {
         app.metrics.stream_rows_total.with_label_values(&[&name]).inc_by(rows);
+        app.metrics.stream_records_total.with_label_values(&[&name]).inc_by(records);
     }
     let acknowledged = Acknowledged { first_sequence: first, sequence: last, rows, applied: None };
     let mut response = match waits_for {

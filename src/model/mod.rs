@@ -102,7 +102,7 @@ impl Ground {
     /// Makes a decision durable.
     fn record_decision(&self, model: u32, index: u64, decision: &Decision) -> Result<(), ModelError> {
         let entry = Entry::Decision { model, index, bytes: decision.encode()? };
-        self.committer.commit_blocking(vec![entry])?;
+        self.committer.commit(vec![entry])?;
         Ok(())
     }
 

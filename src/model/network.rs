@@ -10,7 +10,8 @@ use crate::ferret::trainer::{Recipe, Trainer};
 use crate::fold::Fold;
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
-use crate::stream::{Schema, TargetKind};
+use crate::stream::Schema;
+use crate::stream::schema::Target;
 
 /// What a spec of this kind says beside the common part.
 #[derive(Debug, Deserialize)]
@@ -52,9 +53,9 @@ impl NetworkKind {
         let target = schema.target.as_ref().ok_or_else(|| {
             SpecError::Settings("kind `network` learns from labels, and this stream's schema has no target".into())
         })?;
-        let (outputs, loss) = match &target.kind {
-            TargetKind::Classes(classes) => (classes.count(), Loss::SoftmaxCrossEntropy),
-            TargetKind::Regression => (1, Loss::MeanSquaredError),
+        let (outputs, loss) = match target {
+            Target::Classes { classes, .. } => (classes.count(), Loss::SoftmaxCrossEntropy),
+            Target::Regression { .. } => (1, Loss::MeanSquaredError),
         };
         let network = Network::build(&settings.network, &schema.input_shape(), outputs, loss, schema.is_numeric())
             .map_err(|error| SpecError::Settings(error.to_string()))?;

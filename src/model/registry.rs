@@ -94,7 +94,7 @@ impl Models {
     /// Brings back every model that the log knows, each from its newest whole checkpoint.
     pub fn open(ground: Arc<Ground>, streams: Arc<Streams>, kinds: Kinds) -> Result<Models, RegistryError> {
         let models = Models { ground, streams, kinds, running: RwLock::default(), changing: Mutex::default() };
-        for (id, name, bytes) in models.streams.log().models()? {
+        for (id, (name, bytes)) in models.streams.log().models()? {
             let record: Record = serde_json::from_slice(&bytes)
                 .map_err(|error| ModelError::Inconsistent(format!("model `{name}` cannot be read from the log: {error}")))?;
             models.resume(id, name, record)?;
@@ -125,7 +125,7 @@ impl Models {
         let id = self.streams.log().next_model_id()?;
         let put = Entry::PutModel { model: id, name: name.to_owned(), bytes: record };
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
-        self.ground.committer.commit_blocking(vec![put, decided])?;
+        self.ground.committer.commit(vec![put, decided])?;
         let name = name.to_owned();
         let begin = Begin { id, name, spec, stream, origin, created, fold, loaded: None, decisions: vec![first] };
         let live = self.start(begin)?;
@@ -156,7 +156,7 @@ impl Models {
         };
         let from = loaded.as_ref().map_or(0, |(head, _)| head.decisions);
         let mut decisions = Vec::new();
-        for (_, bytes) in self.streams.log().decisions(id, 0)? {
+        for bytes in self.streams.log().decisions(id)? {
             decisions.push(Decision::decode(&bytes).map_err(ModelError::from)?);
         }
         let pending = decisions.split_off((from as usize).min(decisions.len()));
@@ -260,7 +260,7 @@ impl Models {
         drop(live.commands.send(Command::Abandon));
         drop(thread.join());
         self.ground.release(&live.stream, live.id);
-        self.ground.committer.commit_blocking(vec![Entry::DeleteModel { model: live.id }])?;
+        self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }])?;
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);
         self.ground.disk.remove_dir(&folder).map_err(|error| ModelError::Checkpoint(error.into()))?;
         Ok(())

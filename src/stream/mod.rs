@@ -1,1 +1,304 @@
-//! placeholder
+//! What arrives: streams, each a schema and a durable log of rows.
+//!
+//! The way of a post is the order of the files: [`schema`] says what a row is, [`decode`] reads bytes into rows, [`record`] puts
+//! rows into the log's form, [`log`] makes them durable. [`Streams`] is the registry that the doors use.
+
+pub mod decode;
+pub mod log;
+mod name;
+pub mod record;
+pub mod schema;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::{Acquire, Release}};
+
+use crossbeam::channel::{Sender, TrySendError};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
+
+use crate::fold::Sequence;
+use crate::limits;
+use crate::rows::Rows;
+
+use log::{Committed, Committer, Encoded, Entry, Key, Log, LogError};
+use record::{Envelope, Record, RecordError};
+
+pub use name::check_name;
+pub use schema::Schema;
+
+/// Why a stream did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StreamError {
+    /// No such stream.
+    #[error("there is no stream `{0}`")]
+    NotFound(String),
+    /// Another stream has the name.
+    #[error("the stream `{0}` exists with another schema")]
+    Conflict(String),
+    /// The name or the schema is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The idempotency key stands for another post.
+    #[error("the Idempotency-Key was used for another body")]
+    KeyReused,
+    /// The post with this key has not been answered yet.
+    #[error("a post with this Idempotency-Key is under way")]
+    KeyInFlight,
+    /// The log has all the disk that it may take.
+    #[error("the log holds {stored_bytes} bytes, and log.bytes_max is {bytes_max}")]
+    Full {
+        /// What it holds.
+        stored_bytes: u64,
+        /// What it may hold.
+        bytes_max: u64,
+    },
+    /// The log failed.
+    #[error(transparent)]
+    Storage(#[from] LogError),
+    /// A record of the log is not whole.
+    #[error("stream `{stream}` from row {from}: {error}")]
+    Corrupt {
+        /// Which stream.
+        stream: String,
+        /// Where in it.
+        from: Sequence,
+        /// What is wrong.
+        error: RecordError,
+    },
+}
+
+/// The acknowledgement of a post.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The sequence number of its first row.
+    pub first: Sequence,
+    /// The sequence number of its last row.
+    pub last: Sequence,
+    /// How many rows it had.
+    pub rows: u64,
+    /// How many records it became.
+    pub records: u64,
+    /// Whether it had been taken before, under the same key.
+    pub replayed: bool,
+}
+
+/// A post that is on its way to the disk.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Result<Receipt, StreamError>>);
+
+impl Pending {
+    /// Waits until the post is durable.
+    ///
+    /// # Errors
+    /// It was refused, or the log failed.
+    pub async fn receipt(self) -> Result<Receipt, StreamError> {
+        self.0.await.unwrap_or(Err(LogError::Closed.into()))
+    }
+}
+
+/// One stream.
+pub struct Stream {
+    /// The log's id of the stream, never used again.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// What a row of it is.
+    pub schema: Schema,
+    log: Arc<dyn Log>,
+    /// The newest durable row.
+    head: AtomicU64,
+    /// Whoever sleeps until there is another row.
+    sleepers: Mutex<Vec<Sender<()>>>,
+    /// Keys of posts that are not durable yet.
+    in_flight: Mutex<BTreeSet<String>>,
+}
+
+impl Stream {
+    /// The sequence number of the newest durable row; 0 before the first.
+    pub fn head(&self) -> Sequence {
+        self.head.load(Acquire)
+    }
+
+    /// The oldest row that is kept and the newest; `(n + 1, n)` where none is kept.
+    ///
+    /// # Errors
+    /// The log failed.
+    pub fn bounds(&self) -> Result<(Sequence, Sequence), StreamError> {
+        Ok(self.log.bounds(self.id)?)
+    }
+
+    /// Has `waker` sent to (it must hold one message) whenever there are further rows.
+    pub fn subscribe(&self, waker: Sender<()>) {
+        self.sleepers.lock().push(waker);
+    }
+
+    /// The record with the row `from`: the sequence number of its first row, and its rows. Where that row is no longer kept it is
+    /// the next record that is; none at the end.
+    ///
+    /// # Errors
+    /// The log failed, or the record is not whole.
+    pub fn read_rows(&self, from: Sequence) -> Result<Option<(Sequence, Rows)>, StreamError> {
+        let Some(stored) = self.log.read(self.id, from)? else { return Ok(None) };
+        let corrupt = |error| StreamError::Corrupt { stream: self.name.clone(), from: stored.first, error };
+        let Envelope { record, .. } = Envelope::decode(&stored.bytes).map_err(corrupt)?;
+        match record {
+            Record::Rows(rows) if rows.count as u64 == stored.rows => Ok(Some((stored.first, rows))),
+            _ => Err(corrupt(RecordError::unexpected("it is not the rows that the log says it is"))),
+        }
+    }
+
+    /// Lets the log forget the rows before `before`, beyond `retain_bytes` that are kept anyway.
+    ///
+    /// # Errors
+    /// The log failed.
+    pub fn trim(&self, before: Sequence, retain_bytes: u64) -> Result<(), StreamError> {
+        Ok(self.log.trim(self.id, before, retain_bytes)?)
+    }
+
+    fn advance(&self, last: Sequence) {
+        self.head.fetch_max(last, Release);
+        self.sleepers.lock().retain(|sleeper| !matches!(sleeper.try_send(()), Err(TrySendError::Disconnected(()))));
+    }
+}
+
+/// All streams.
+pub struct Streams {
+    log: Arc<dyn Log>,
+    committer: Committer,
+    bytes_max: u64,
+    streams: RwLock<BTreeMap<String, Arc<Stream>>>,
+    /// Held while a stream is made or deleted.
+    changing: Mutex<()>,
+}
+
+impl Streams {
+    /// All streams of a log, which may hold `bytes_max` bytes of records.
+    ///
+    /// # Errors
+    /// The log failed, or a schema in it cannot be read.
+    pub fn open(log: Arc<dyn Log>, committer: Committer, bytes_max: u64) -> Result<Streams, StreamError> {
+        let mut streams = BTreeMap::new();
+        for (id, (name, bytes)) in log.streams()? {
+            let schema: Schema = serde_json::from_slice(&bytes)
+                .map_err(|error| LogError::Format(format!("the schema of stream `{name}` cannot be read: {error}")))?;
+            streams.insert(name.clone(), Arc::new(stream(id, name, schema, log.clone())?));
+        }
+        Ok(Streams { log, committer, bytes_max, streams: RwLock::new(streams), changing: Mutex::default() })
+    }
+
+    /// The log under the streams.
+    pub fn log(&self) -> &dyn Log {
+        self.log.as_ref()
+    }
+
+    /// Bytes of all records.
+    pub fn stored_bytes(&self) -> u64 {
+        self.log.stored_bytes()
+    }
+
+    /// Makes a stream; `false` where it was there already, with the same schema.
+    ///
+    /// # Errors
+    /// The name or the schema is not allowed, another stream has the name, or the log failed.
+    pub fn create(&self, name: &str, schema: Schema) -> Result<(Arc<Stream>, bool), StreamError> {
+        check_name(name).map_err(StreamError::Invalid)?;
+        schema.validate().map_err(StreamError::Invalid)?;
+        let _changing = self.changing.lock();
+        if let Ok(stream) = self.get(name) {
+            return if stream.schema == schema { Ok((stream, false)) } else { Err(StreamError::Conflict(name.to_owned())) };
+        }
+        if self.streams.read().len() >= limits::STREAMS_MAX {
+            return Err(StreamError::Invalid(format!("{} streams are the most", limits::STREAMS_MAX)));
+        }
+        let id = self.log.next_stream_id()?;
+        let bytes = serde_json::to_vec(&schema).map_err(|error| StreamError::Invalid(error.to_string()))?;
+        self.committer.commit(vec![Entry::PutStream { stream: id, name: name.to_owned(), bytes }])?;
+        let stream = Arc::new(stream(id, name.to_owned(), schema, self.log.clone())?);
+        self.streams.write().insert(name.to_owned(), stream.clone());
+        Ok((stream, true))
+    }
+
+    /// The stream of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get(&self, name: &str) -> Result<Arc<Stream>, StreamError> {
+        self.streams.read().get(name).cloned().ok_or_else(|| StreamError::NotFound(name.to_owned()))
+    }
+
+    /// All streams, by name.
+    pub fn list(&self) -> Vec<Arc<Stream>> {
+        self.streams.read().values().cloned().collect()
+    }
+
+    /// Deletes a stream with all of its rows. The caller has made sure that nobody learns from it.
+    ///
+    /// # Errors
+    /// There is none, or the log failed.
+    pub fn delete(&self, name: &str) -> Result<(), StreamError> {
+        let _changing = self.changing.lock();
+        let stream = self.streams.write().remove(name).ok_or_else(|| StreamError::NotFound(name.to_owned()))?;
+        self.committer.commit(vec![Entry::DeleteStream { stream: stream.id }])?;
+        Ok(())
+    }
+
+    /// Sends rows that have passed the stream's schema on their way to the disk: cut into records, encoded and compressed here, on
+    /// the caller's thread. `key` is the idempotency key with the post's fingerprint.
+    ///
+    /// # Errors
+    /// The log is full, or a post with the key is under way.
+    pub fn submit(&self, stream: &Arc<Stream>, rows: Rows, key: Option<(String, [u8; 32])>) -> Result<Pending, StreamError> {
+        let (stored_bytes, bytes_max) = (self.stored_bytes(), self.bytes_max);
+        if stored_bytes >= bytes_max {
+            return Err(StreamError::Full { stored_bytes, bytes_max });
+        }
+        let count = rows.count as u64;
+        let records = encode(stream, &rows)?;
+        let record_count = records.len() as u64;
+        let key = key.map(|(key, fingerprint)| Key { key, fingerprint });
+        let word = key.as_ref().map(|key| key.key.clone());
+        if let Some(word) = &word
+            && !stream.in_flight.lock().insert(word.clone())
+        {
+            return Err(StreamError::KeyInFlight);
+        }
+        let (reply, receipt) = oneshot::channel();
+        let of = stream.clone();
+        self.committer.submit(vec![Entry::Append { stream: stream.id, records, key }], move |committed| {
+            let told = match committed.map(|mut committed| committed.pop()) {
+                Ok(Some(Committed::Appended { first, last, replayed })) => {
+                    of.advance(last);
+                    Ok(Receipt { first, last, rows: count, records: record_count, replayed })
+                }
+                Ok(Some(Committed::KeyReused)) => Err(StreamError::KeyReused),
+                Ok(_) => Err(StreamError::NotFound(of.name.clone())),
+                Err(error) => Err(error.into()),
+            };
+            if let Some(word) = word {
+                of.in_flight.lock().remove(&word);
+            }
+            // The client may have gone; its rows are there all the same.
+            drop(reply.send(told));
+        });
+        Ok(Pending(receipt))
+    }
+}
+
+fn stream(id: u32, name: String, schema: Schema, log: Arc<dyn Log>) -> Result<Stream, LogError> {
+    let head = AtomicU64::new(log.bounds(id)?.1);
+    Ok(Stream { id, name, schema, log, head, sleepers: Mutex::default(), in_flight: Mutex::default() })
+}
+
+fn encode(stream: &Stream, rows: &Rows) -> Result<Vec<Encoded>, StreamError> {
+    let most = stream.schema.record_rows();
+    let starts = (0..rows.count).step_by(most);
+    let records = starts.map(|start| {
+        let rows = rows.slice(start..rows.count.min(start + most));
+        let count = rows.count as u64;
+        let bytes = Envelope { schema_version: 1, record: Record::Rows(rows) }.encode();
+        let bytes = bytes.map_err(|error| StreamError::Invalid(error.to_string()))?;
+        Ok(Encoded { bytes, rows: count })
+    });
+    records.collect()
+}

@@ -1,0 +1,278 @@
+//! JSON and NDJSON: serde visitors that write each value to its place as it is read, with no tree between.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::table::{Slot, Table, short};
+use crate::stream::schema::Field;
+
+/// Reads `{"rows": [{…}, …]}`.
+pub(super) fn rows(body: &[u8], table: &mut Table<'_>) {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let read = Document { table }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+    if let Err(error) = read {
+        table.fault(None, format!("this is not JSON of rows: {error}"));
+    }
+}
+
+/// Reads one object a line.
+pub(super) fn lines(body: &[u8], table: &mut Table<'_>) {
+    for line in body.split(|&byte| byte == b'\n') {
+        let line = line.trim_ascii();
+        if line.is_empty() {
+            continue;
+        }
+        let mut deserializer = serde_json::Deserializer::from_slice(line);
+        let read = Row { table }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+        if let Err(error) = read {
+            table.fault(None, format!("this line is not a JSON object of a row: {error}"));
+            return;
+        }
+    }
+}
+
+struct Document<'t, 'a> {
+    table: &'t mut Table<'a>,
+}
+
+impl<'de> DeserializeSeed<'de> for Document<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Document<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object {\"rows\": [...]}")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut had = false;
+        while let Some(key) = map.next_key::<String>()? {
+            if key != "rows" || had {
+                return Err(A::Error::custom(format!("member `{}`, expected `rows`, once", short(&key))));
+            }
+            had = true;
+            map.next_value_seed(AllRows { table: self.table })?;
+        }
+        if had { Ok(()) } else { Err(A::Error::custom("member `rows` is missing")) }
+    }
+}
+
+struct AllRows<'t, 'a> {
+    table: &'t mut Table<'a>,
+}
+
+impl<'de> DeserializeSeed<'de> for AllRows<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AllRows<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        while rows.next_element_seed(Row { table: self.table })?.is_some() {}
+        Ok(())
+    }
+}
+
+/// One row.
+struct Row<'t, 'a> {
+    table: &'t mut Table<'a>,
+}
+
+impl<'de> DeserializeSeed<'de> for Row<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Row<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a row as an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let table = self.table;
+        if !table.begin() {
+            return Err(A::Error::custom("too many rows"));
+        }
+        while let Some(place) = map.next_key_seed(Column { table: &mut *table })? {
+            let slot = place.filter(|&place| table.see(place)).map(|place| table.slot(place));
+            match slot {
+                Some(slot) if slot != Slot::Unread => map.next_value_seed(Value { table: &mut *table, slot, depth: 0 })?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        table.end();
+        Ok(())
+    }
+}
+
+/// A key, looked up without being copied; none for a column that the schema lacks.
+struct Column<'t, 'a> {
+    table: &'t mut Table<'a>,
+}
+
+impl<'de> DeserializeSeed<'de> for Column<'_, '_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<usize>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Column<'_, '_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a column's name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Option<usize>, E> {
+        let place = self.table.find(name);
+        if place.is_none() {
+            self.table.fault(Some(&short(name)), "the schema has no such column");
+        }
+        Ok(place)
+    }
+}
+
+/// A value, or an element of a tensor `depth` lists deep.
+struct Value<'t, 'a> {
+    table: &'t mut Table<'a>,
+    slot: Slot,
+    depth: usize,
+}
+
+impl Value<'_, '_> {
+    fn number(self, value: f64) {
+        match self.slot {
+            Slot::Numeric(column) => self.table.put_numeric(column, value),
+            Slot::Tensor if self.depth > 0 => self.table.push_element(value),
+            Slot::Tensor => self.table.fault_at(Slot::Tensor, "a number, expected a list of numbers"),
+            Slot::Target => self.table.put_target_number(value),
+            Slot::EventTime => self.table.fault_at(Slot::EventTime, format!("{value} is not a whole number of milliseconds")),
+            Slot::RowId => self.table.fault_at(Slot::RowId, format!("{value} is neither a text nor a whole number")),
+            Slot::Unread => {}
+        }
+    }
+
+    fn whole(self, value: i128) {
+        match self.slot {
+            Slot::EventTime => match i64::try_from(value) {
+                Ok(time_ms) => self.table.put_time(time_ms),
+                Err(_) => self.table.fault_at(Slot::EventTime, format!("{value} is beyond a 64-bit number of milliseconds")),
+            },
+            Slot::RowId => self.table.put_id(value.to_string()),
+            _ => self.number(value as f64),
+        }
+    }
+
+    fn unexpected(self, found: &str) {
+        let expected = match self.slot {
+            Slot::Tensor => "a list of numbers",
+            Slot::RowId => "a text or a whole number",
+            Slot::Target if self.table.schema.class_names().is_some() => "a class's name or number",
+            _ => "a number",
+        };
+        self.table.fault_at(self.slot, format!("{found}, expected {expected}"));
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Value<'_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Value<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+        self.whole(i128::from(value));
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        self.whole(i128::from(value));
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+        self.number(value);
+        Ok(())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        match self.slot {
+            Slot::Target => self.table.put_target_word(text),
+            Slot::RowId => self.table.put_id(text.to_owned()),
+            _ => self.unexpected(&format!("the text `{}`", short(text))),
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.unexpected("null");
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+        self.unexpected(if value { "true" } else { "false" });
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        self.unexpected("an object");
+        Ok(())
+    }
+
+    /// A tensor may be flat, or nested as its shape says.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let Value { table, slot, depth } = self;
+        let rank = table.schema.input_shape().len();
+        if slot != Slot::Tensor || depth >= rank {
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            Value { table, slot, depth }.unexpected("a list");
+            return Ok(());
+        }
+        let (before, mut members) = (table.elements(), 0);
+        while list.next_element_seed(Value { table: &mut *table, slot, depth: depth + 1 })?.is_some() {
+            members += 1;
+        }
+        let got = table.elements() - before;
+        let Some(Field::Tensor { shape, .. }) = table.schema.fields.first() else { return Ok(()) };
+        let wanted: usize = shape[depth..].iter().product();
+        let flat = depth == 0 && members == got;
+        if got != wanted || !(flat || members == shape[depth]) {
+            let shape = &shape[depth..];
+            table.fault_at(Slot::Tensor, format!("a list of {members} with {got} numbers, expected the shape {shape:?}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! Raw little-endian sections: the features are the body itself and are not copied.
+
+use bytes::Bytes;
+
+use super::{DecodeError, Faults, Purpose};
+use crate::rows::{Block, Element, Rows, Target as Labels};
+use crate::stream::schema::{Schema, Target};
+
+pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<Rows, DecodeError> {
+    let learns = purpose == Purpose::Learn;
+    let target = schema.target.as_ref().filter(|_| learns);
+    let (has_id, has_time) = (learns && schema.row_id.is_some(), learns && schema.event_time.is_some());
+    let row_bytes = schema.row_bytes();
+    let beside = target.map_or(0, |_| 4) + if has_id { 8 } else { 0 } + if has_time { 8 } else { 0 };
+    if body.is_empty() || body.len() % (row_bytes + beside) != 0 {
+        let has = if learns { "features, target, id and time as the schema has them" } else { "features only" };
+        let (length, each) = (body.len(), row_bytes + beside);
+        return Err(DecodeError::whole(format!("{length} bytes are no whole number of rows of {each} bytes ({has})")));
+    }
+    let count = body.len() / (row_bytes + beside);
+    let mut sections = Sections { body, at: 0 };
+    let features = sections.take(count * row_bytes);
+    let mut faults = Faults::default();
+    if schema.element() == Element::F32 {
+        check_finite(schema, &features, &mut faults);
+    }
+    let target = target.map(|target| labels(target, &sections.take(count * 4), &mut faults));
+    let ids = has_id.then(|| words(&sections.take(count * 8)).map(|word| u64::from_le_bytes(word).to_string()).collect());
+    let times_ms = has_time.then(|| words(&sections.take(count * 8)).map(i64::from_le_bytes).collect());
+    if faults.total > 0 {
+        return Err(DecodeError { faults: faults.listed, total: faults.total });
+    }
+    let block = Block { element: schema.element(), width: schema.width(), bytes: features };
+    Ok(Rows { count, blocks: vec![block], target, ids, times_ms })
+}
+
+/// The body, section after section.
+struct Sections {
+    body: Bytes,
+    at: usize,
+}
+
+impl Sections {
+    fn take(&mut self, length: usize) -> Bytes {
+        let section = self.body.slice(self.at..self.at + length);
+        self.at += length;
+        section
+    }
+}
+
+fn words<const N: usize>(section: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    section.as_chunks::<N>().0.iter().copied()
+}
+
+fn check_finite(schema: &Schema, features: &[u8], faults: &mut Faults) {
+    let width = schema.width();
+    for (index, word) in words::<4>(features).enumerate() {
+        let value = f32::from_le_bytes(word);
+        if !value.is_finite() {
+            let field = schema.fields.get(index % width).or(schema.fields.first());
+            faults.add(Some((index / width) as u64), field.map(|field| field.name()), format!("{value} is not a finite number"));
+        }
+    }
+}
+
+fn labels(target: &Target, section: &[u8], faults: &mut Faults) -> Labels {
+    let column = Some(target.name());
+    match target {
+        Target::Classes { classes, .. } => {
+            let labels: Vec<u32> = words(section).map(u32::from_le_bytes).collect();
+            for (row, class) in labels.iter().enumerate().filter(|(_, class)| **class as usize >= classes.count()) {
+                faults.add(Some(row as u64), column, format!("{class} is not a class from 0 to {}", classes.count() - 1));
+            }
+            Labels::Classes(labels)
+        }
+        Target::Regression { .. } => {
+            let labels: Vec<f32> = words(section).map(f32::from_le_bytes).collect();
+            for (row, value) in labels.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+                faults.add(Some(row as u64), column, format!("{value} is not a finite number"));
+            }
+            Labels::Values(labels)
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Rows in the making: the column buffers that the text formats write into, and the rules that values are held to.
+
+use super::{DecodeError, Faults, Purpose};
+use crate::limits::{LABEL_BYTES_MAX, POST_ROWS_MAX};
+use crate::rows::{Block, Element, Rows, Target as Labels};
+use crate::stream::schema::{Classes, Field, Schema, Target};
+
+/// Where a column's values go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// The numeric column of this number.
+    Numeric(usize),
+    /// The tensor.
+    Tensor,
+    /// The label.
+    Target,
+    /// The row's id.
+    RowId,
+    /// The row's event time.
+    EventTime,
+    /// Known, but not read for this purpose.
+    Unread,
+}
+
+/// Rows in the making.
+pub(super) struct Table<'a> {
+    pub(super) schema: &'a Schema,
+    purpose: Purpose,
+    faults: Faults,
+    features: Vec<u8>,
+    classes: Vec<u32>,
+    values: Vec<f32>,
+    ids: Vec<String>,
+    times_ms: Vec<i64>,
+    /// Rows that are whole.
+    rows: usize,
+    /// Which columns the present row has had, in the order of [`Table::columns`].
+    seen: Vec<bool>,
+    columns: Vec<(&'a str, Slot)>,
+    /// The column that is likely to come next, as rows mostly have the same order.
+    likely: usize,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn new(schema: &'a Schema, purpose: Purpose) -> Table<'a> {
+        let learns = purpose == Purpose::Learn;
+        let beside = |slot: Slot| if learns { slot } else { Slot::Unread };
+        let fields = schema.fields.iter().enumerate().map(|(number, field)| {
+            let slot = if matches!(field, Field::Tensor { .. }) { Slot::Tensor } else { Slot::Numeric(number) };
+            (field.name(), slot)
+        });
+        let target = schema.target.as_ref().map(|target| (target.name(), beside(Slot::Target)));
+        let id = schema.row_id.as_deref().map(|name| (name, beside(Slot::RowId)));
+        let time = schema.event_time.as_deref().map(|name| (name, beside(Slot::EventTime)));
+        let columns: Vec<_> = fields.chain(target).chain(id).chain(time).collect();
+        Table {
+            schema,
+            purpose,
+            faults: Faults::default(),
+            features: Vec::new(),
+            classes: Vec::new(),
+            values: Vec::new(),
+            ids: Vec::new(),
+            times_ms: Vec::new(),
+            rows: 0,
+            seen: vec![false; columns.len()],
+            columns,
+            likely: 0,
+        }
+    }
+
+    /// The number of the present row.
+    pub(super) fn row(&self) -> u64 {
+        self.rows as u64
+    }
+
+    /// The place of a column, by name.
+    pub(super) fn find(&mut self, name: &str) -> Option<usize> {
+        let found = match self.columns.get(self.likely) {
+            Some((likely, _)) if *likely == name => Some(self.likely),
+            _ => self.columns.iter().position(|(column, _)| *column == name),
+        };
+        self.likely = found.map_or(self.likely, |place| (place + 1) % self.columns.len());
+        found
+    }
+
+    pub(super) fn slot(&self, place: usize) -> Slot {
+        self.columns[place].1
+    }
+
+    fn name(&self, slot: Slot) -> Option<&'a str> {
+        self.columns.iter().find(|(_, other)| *other == slot).map(|(name, _)| *name)
+    }
+
+    /// Notes a fault in the present row.
+    pub(super) fn fault(&mut self, column: Option<&str>, reason: impl Into<String>) {
+        self.faults.add(Some(self.rows as u64), column, reason);
+    }
+
+    /// Notes a fault of the value that belongs into `slot`.
+    pub(super) fn fault_at(&mut self, slot: Slot, reason: impl Into<String>) {
+        let name = self.name(slot);
+        self.fault(name, reason);
+    }
+
+    /// Notes a fault of a column in every row.
+    pub(super) fn fault_column(&mut self, column: &str, reason: impl Into<String>) {
+        self.faults.add(None, Some(column), reason);
+    }
+
+    /// Notes a fault of the whole.
+    pub(super) fn fault_whole(&mut self, reason: impl Into<String>) {
+        self.faults.add(None, None, reason);
+    }
+
+    /// Begins a row: space for its features. False where there are too many rows, which ends the reading.
+    pub(super) fn begin(&mut self) -> bool {
+        if self.rows >= POST_ROWS_MAX {
+            self.fault_whole(format!("more than {POST_ROWS_MAX} rows"));
+            return false;
+        }
+        self.seen.fill(false);
+        self.likely = 0;
+        if self.schema.is_numeric() {
+            self.features.resize((self.rows + 1) * self.schema.row_bytes(), 0);
+        }
+        true
+    }
+
+    /// Marks a column as had; false where the row has had it before.
+    pub(super) fn see(&mut self, place: usize) -> bool {
+        let new = !self.seen[place];
+        if !new {
+            let name = self.columns[place].0;
+            self.fault(Some(name), "the column is there twice");
+        }
+        self.seen[place] = true;
+        new
+    }
+
+    /// Ends a row: what is missing is a fault, and every buffer gets its place for the row, so that later rows stay in step.
+    pub(super) fn end(&mut self) {
+        for place in 0..self.columns.len() {
+            let (name, slot) = self.columns[place];
+            if !self.seen[place] && slot != Slot::Unread {
+                self.fault(Some(name), "the column is missing");
+            }
+        }
+        self.rows += 1;
+        self.features.resize(self.rows * self.schema.row_bytes(), 0);
+        if self.purpose == Purpose::Predict {
+            return;
+        }
+        match self.schema.target {
+            Some(Target::Classes { .. }) => self.classes.resize(self.rows, 0),
+            Some(Target::Regression { .. }) => self.values.resize(self.rows, 0.0),
+            None => {}
+        }
+        if self.schema.row_id.is_some() {
+            self.ids.resize(self.rows, String::new());
+        }
+        if self.schema.event_time.is_some() {
+            self.times_ms.resize(self.rows, 0);
+        }
+    }
+
+    /// A number for a numeric column.
+    pub(super) fn put_numeric(&mut self, column: usize, value: f64) {
+        let narrow = value as f32;
+        if !narrow.is_finite() {
+            return self.fault_at(Slot::Numeric(column), format!("{value} is not a finite 32-bit number"));
+        }
+        let at = self.rows * self.schema.row_bytes() + column * 4;
+        self.features[at..at + 4].copy_from_slice(&narrow.to_le_bytes());
+    }
+
+    /// The next number of the present row's tensor; numbers beyond its size are counted and not kept.
+    pub(super) fn push_element(&mut self, value: f64) {
+        if self.elements() > self.schema.width() {
+            return;
+        }
+        match self.schema.element() {
+            Element::U8 if (0.0..=255.0).contains(&value) && value.fract() == 0.0 => self.features.push(value as u8),
+            Element::U8 => {
+                self.features.push(0);
+                self.fault_at(Slot::Tensor, format!("{value} is not a whole number from 0 to 255"));
+            }
+            Element::F32 => {
+                let narrow = value as f32;
+                self.features.extend_from_slice(&narrow.to_le_bytes());
+                if !narrow.is_finite() {
+                    self.fault_at(Slot::Tensor, format!("{value} is not a finite 32-bit number"));
+                }
+            }
+        }
+    }
+
+    /// Numbers that the present row's tensor has so far.
+    pub(super) fn elements(&self) -> usize {
+        (self.features.len() - self.rows * self.schema.row_bytes()) / self.schema.element().bytes()
+    }
+
+    /// A label as a number.
+    pub(super) fn put_target_number(&mut self, value: f64) {
+        match &self.schema.target {
+            Some(Target::Classes { classes, .. }) => {
+                let count = classes.count();
+                if value.fract() == 0.0 && value >= 0.0 && value < count as f64 {
+                    self.classes.push(value as u32);
+                } else {
+                    self.fault_at(Slot::Target, format!("{value} is not a class from 0 to {}", count - 1));
+                }
+            }
+            Some(Target::Regression { .. }) => {
+                let narrow = value as f32;
+                self.values.push(if narrow.is_finite() { narrow } else { 0.0 });
+                if !narrow.is_finite() {
+                    self.fault_at(Slot::Target, format!("{value} is not a finite 32-bit number"));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// A label as a word.
+    pub(super) fn put_target_word(&mut self, word: &str) {
+        let Some(Target::Classes { classes: Classes::Names(names), .. }) = &self.schema.target else {
+            return self.fault_at(Slot::Target, format!("`{}` is not a number", short(word)));
+        };
+        match names.iter().position(|name| name == word) {
+            Some(class) => self.classes.push(class as u32),
+            None => self.fault_at(Slot::Target, format!("`{}` is none of the classes {}", short(word), short(&names.join(", ")))),
+        }
+    }
+
+    /// A row's id.
+    pub(super) fn put_id(&mut self, id: String) {
+        if id.is_empty() || id.len() > LABEL_BYTES_MAX {
+            return self.fault_at(Slot::RowId, format!("an id has 1 to {LABEL_BYTES_MAX} bytes"));
+        }
+        self.ids.push(id);
+    }
+
+    /// A row's event time.
+    pub(super) fn put_time(&mut self, time_ms: i64) {
+        self.times_ms.push(time_ms);
+    }
+
+    /// The rows, if nothing is wrong with them.
+    pub(super) fn finish(self) -> Result<Rows, DecodeError> {
+        if self.faults.total > 0 {
+            return Err(DecodeError { faults: self.faults.listed, total: self.faults.total });
+        }
+        let element = self.schema.element();
+        let block = Block { element, width: self.schema.width(), bytes: self.features.into() };
+        let learns = self.purpose == Purpose::Learn;
+        let target = match self.schema.target.as_ref().filter(|_| learns) {
+            Some(Target::Classes { .. }) => Some(Labels::Classes(self.classes)),
+            Some(Target::Regression { .. }) => Some(Labels::Values(self.values)),
+            None => None,
+        };
+        Ok(Rows {
+            count: self.rows,
+            blocks: vec![block],
+            target,
+            ids: self.schema.row_id.as_ref().filter(|_| learns).map(|_| self.ids),
+            times_ms: self.schema.event_time.as_ref().filter(|_| learns).map(|_| self.times_ms),
+        })
+    }
+}
+
+/// The beginning of a client's text, for a message.
+pub(super) fn short(text: &str) -> String {
+    const SHOWN: usize = 60;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,270 @@
+//! The schema of a stream: what a row of it is.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX, ROW_BYTES_MAX};
+use crate::rows::Element;
+
+/// Dimensions of a tensor.
+const DIMENSIONS_MAX: usize = 4;
+
+/// The body of `PUT /v1/streams/{s}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schema {
+    /// The features: numeric columns, or one tensor.
+    pub fields: Vec<Field>,
+    /// What is to be learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The column with each row's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_id: Option<String>,
+    /// The column with each row's event time in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<String>,
+}
+
+/// One feature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Field {
+    /// A number.
+    Numeric {
+        /// Its column.
+        name: String,
+    },
+    /// An array of numbers, always of the same shape.
+    Tensor {
+        /// Its column.
+        name: String,
+        /// Of one row, such as `[channels, height, width]`.
+        shape: Vec<usize>,
+        /// Of each number.
+        element: Element,
+    },
+    /// A word of a set; reserved.
+    Categorical {
+        /// Its column.
+        name: String,
+    },
+    /// Words; reserved.
+    Text {
+        /// Its column.
+        name: String,
+    },
+    /// An encoded picture; reserved.
+    Image {
+        /// Its column.
+        name: String,
+    },
+}
+
+impl Field {
+    /// The field's column.
+    pub fn name(&self) -> &str {
+        match self {
+            Field::Numeric { name }
+            | Field::Tensor { name, .. }
+            | Field::Categorical { name }
+            | Field::Text { name }
+            | Field::Image { name } => name,
+        }
+    }
+}
+
+/// What is to be learned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Target {
+    /// One of some classes.
+    Classes {
+        /// Its column.
+        name: String,
+        /// How many, or their names.
+        classes: Classes,
+    },
+    /// A number.
+    Regression {
+        /// Its column.
+        name: String,
+    },
+}
+
+impl Target {
+    /// The target's column.
+    pub fn name(&self) -> &str {
+        match self {
+            Target::Classes { name, .. } | Target::Regression { name } => name,
+        }
+    }
+}
+
+/// The classes of a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Classes {
+    /// So many, numbered from 0.
+    Count(usize),
+    /// These; a label may be a name or its place in the list.
+    Names(Vec<String>),
+}
+
+impl Classes {
+    /// How many.
+    pub fn count(&self) -> usize {
+        match self {
+            Classes::Count(count) => *count,
+            Classes::Names(names) => names.len(),
+        }
+    }
+}
+
+impl Schema {
+    /// Whether rows of this schema can be served; what is wrong with it where they cannot.
+    pub fn validate(&self) -> Result<(), String> {
+        if self.fields.is_empty() || self.fields.len() > FIELDS_MAX {
+            return Err(format!("fields: {} of them, allowed are 1 to {FIELDS_MAX}", self.fields.len()));
+        }
+        for field in &self.fields {
+            match field {
+                Field::Numeric { .. } => {}
+                Field::Tensor { name, shape, .. } => check_shape(name, shape)?,
+                Field::Categorical { name } | Field::Text { name } | Field::Image { name } => {
+                    return Err(format!("field `{name}`: its type is reserved and not served by this version"));
+                }
+            }
+        }
+        if !self.is_numeric() && self.fields.len() > 1 {
+            return Err("fields: either numeric columns only, or exactly one tensor".into());
+        }
+        let mut names = BTreeSet::new();
+        for name in self.columns() {
+            if name.is_empty() || name.len() > LABEL_BYTES_MAX {
+                return Err(format!("`{name}`: a column's name has 1 to {LABEL_BYTES_MAX} bytes"));
+            }
+            if !names.insert(name) {
+                return Err(format!("`{name}`: two columns have this name"));
+            }
+        }
+        if self.row_bytes() > ROW_BYTES_MAX {
+            return Err(format!("a row has {} bytes, {ROW_BYTES_MAX} are the most", self.row_bytes()));
+        }
+        match &self.target {
+            Some(Target::Classes { name, classes }) => check_classes(name, classes),
+            _ => Ok(()),
+        }
+    }
+
+    /// All columns: fields, target, id, time.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        let beside = [self.row_id.as_deref(), self.event_time.as_deref()].into_iter().flatten();
+        self.fields.iter().map(Field::name).chain(self.target.as_ref().map(Target::name)).chain(beside)
+    }
+
+    /// Whether the features are numeric columns, and not a tensor.
+    pub fn is_numeric(&self) -> bool {
+        self.fields.iter().all(|field| matches!(field, Field::Numeric { .. }))
+    }
+
+    /// Whether the target is a class.
+    pub fn is_classified(&self) -> bool {
+        matches!(self.target, Some(Target::Classes { .. }))
+    }
+
+    /// The shape of one row's features: the tensor's, or the number of columns.
+    pub fn input_shape(&self) -> Vec<usize> {
+        match self.fields.first() {
+            Some(Field::Tensor { shape, .. }) => shape.clone(),
+            _ => vec![self.fields.len()],
+        }
+    }
+
+    /// What one row's features are made of.
+    pub fn element(&self) -> Element {
+        match self.fields.first() {
+            Some(Field::Tensor { element, .. }) => *element,
+            _ => Element::F32,
+        }
+    }
+
+    /// Numbers in one row's features.
+    pub fn width(&self) -> usize {
+        self.input_shape().iter().fold(1, |product: usize, &size| product.saturating_mul(size))
+    }
+
+    /// Bytes of one row's features.
+    pub fn row_bytes(&self) -> usize {
+        self.width().saturating_mul(self.element().bytes())
+    }
+
+    /// Rows that one record of the log holds: a power of two, so that steps of 2, 4, 8, … rows fill it.
+    pub fn record_rows(&self) -> usize {
+        let fitting = (RECORD_BYTES_MAX / self.row_bytes().max(1)).clamp(1, RECORD_ROWS_MAX);
+        1 << fitting.ilog2()
+    }
+
+    /// The classes' names, where they have names.
+    pub fn class_names(&self) -> Option<&[String]> {
+        match &self.target {
+            Some(Target::Classes { classes: Classes::Names(names), .. }) => Some(names),
+            _ => None,
+        }
+    }
+}
+
+fn check_shape(name: &str, shape: &[usize]) -> Result<(), String> {
+    let product = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    if !(1..=DIMENSIONS_MAX).contains(&shape.len()) || !product.is_some_and(|product| product > 0) {
+        return Err(format!("field `{name}`: shape {shape:?}, expected 1 to {DIMENSIONS_MAX} sizes from 1 on"));
+    }
+    Ok(())
+}
+
+fn check_classes(name: &str, classes: &Classes) -> Result<(), String> {
+    if !(2..=CLASSES_MAX).contains(&classes.count()) {
+        return Err(format!("target `{name}`: {} classes, allowed are 2 to {CLASSES_MAX}", classes.count()));
+    }
+    let Classes::Names(names) = classes else { return Ok(()) };
+    let mut seen = BTreeSet::new();
+    for class in names {
+        if class.is_empty() || class.len() > LABEL_BYTES_MAX || !seen.insert(class) {
+            return Err(format!("target `{name}`: class `{class}` is empty, longer than {LABEL_BYTES_MAX} bytes, or there twice"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schema(json: &str) -> Schema {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn records_hold_a_power_of_two_rows_within_their_bytes() {
+        let tensor = |shape: &str, element: &str| {
+            schema(&format!(r#"{{"fields":[{{"name":"t","type":"tensor","shape":{shape},"element":"{element}"}}]}}"#))
+        };
+        assert_eq!(tensor("[1,28,28]", "u8").record_rows(), 1024);
+        assert_eq!(tensor("[3,32,32]", "f32").record_rows(), 64);
+        assert_eq!(tensor("[3,1000,1000]", "f32").record_rows(), 1);
+        assert_eq!(schema(r#"{"fields":[{"name":"x","type":"numeric"}]}"#).record_rows(), 1024);
+    }
+
+    #[test]
+    fn a_schema_reads_back_as_it_was_written() {
+        for text in [
+            r#"{"fields":[{"type":"numeric","name":"x"}],"target":{"type":"classes","name":"y","classes":["a","b"]},"row_id":"id"}"#,
+            r#"{"fields":[{"type":"tensor","name":"t","shape":[2,3],"element":"u8"}],"target":{"type":"regression","name":"y"}}"#,
+        ] {
+            let schema = schema(text);
+            assert_eq!(schema.validate(), Ok(()));
+            assert_eq!(serde_json::to_string(&schema).unwrap(), text);
+        }
+    }
+}
