@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mustela::cli::serve::Service;
 use mustela::disk::FileSystem;
 use mustela::fold::{
     BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step,
@@ -93,7 +94,7 @@ async fn a_thousand_predictions_with_the_trainer_frozen() {
     let (trigger, shutdown) = shutdown::channel();
     let config = support::config(folder.path(), &[]);
     let kinds = Kinds::default().with(Frozen);
-    let service = mustela::cli::serve::Service::with_kinds(config, Arc::new(FileSystem), shutdown, kinds).await.unwrap();
+    let service = Service::start(config, Arc::new(FileSystem), kinds, shutdown).await.unwrap();
     let client = Client::new(format!("http://{}", service.address));
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     client.put("/v1/models/m", &json!({ "kind": "frozen", "stream": "points" })).await.expect(201);

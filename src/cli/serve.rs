@@ -82,7 +82,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let signals = Signals::listen()?;
     let grace = Duration::from_secs(config.http.shutdown_seconds);
     let (trigger, shutdown) = shutdown::channel();
-    let service = Service::start(config, Arc::new(disk::FileSystem), shutdown).await?;
+    let kinds = kinds(&config)?;
+    let service = Service::start(config, Arc::new(disk::FileSystem), kinds, shutdown).await?;
     println!("mustela: doors at http://{}", service.address);
     println!("mustela: metrics at http://{}/metrics", service.metrics_address);
     signals.first().await;
@@ -108,11 +109,19 @@ pub struct Service {
 
 impl Service {
     /// Opens the data folder, brings every model back, and opens the doors. `shutdown` begins the end.
-    pub async fn start(config: Config, disk: Arc<dyn Disk>, shutdown: Shutdown) -> Result<Service, Failure> {
+    ///
+    /// # Errors
+    /// The data folder cannot be opened, or an address is taken.
+    pub async fn start(
+        config: Config,
+        disk: Arc<dyn Disk>,
+        kinds: Kinds,
+        shutdown: Shutdown,
+    ) -> Result<Service, Failure> {
         let metrics = Arc::new(Metrics::new()?);
         let opened = metrics.clone();
         let of = config.clone();
-        let (streams, models) = tokio::task::spawn_blocking(move || open(&of, disk, &opened)).await??;
+        let (streams, models) = tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
         let predict = &config.predict;
         let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
         let app = Arc::new(App {
@@ -144,9 +153,19 @@ impl Service {
         if tokio::time::timeout(grace, self.doors).await.is_err() {
             tracing::warn!("the doors did not close in time");
         }
-        let models = self.models;
-        drop(tokio::task::spawn_blocking(move || models.stop()).await);
-        self.metrics.abort();
+        let Service { models, streams, metrics, .. } = self;
+        let stopped = tokio::task::spawn_blocking(move || models.stop()).await;
+        if stopped.is_err() {
+            tracing::error!("the models did not stop in order");
+        }
+        metrics.abort();
+        metrics.await.ok();
+        // The data folder is free for the next process when the last holder of the log is gone.
+        let log = Arc::downgrade(&streams);
+        drop(streams);
+        while log.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 }
 
@@ -154,7 +173,22 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}").into())
 }
 
-fn open(config: &Config, disk: Arc<dyn Disk>, metrics: &Arc<Metrics>) -> Result<(Arc<Streams>, Arc<Models>), Failure> {
+/// The kinds of model that this binary knows.
+///
+/// # Errors
+/// The compute threads cannot be started.
+pub fn kinds(config: &Config) -> Result<Kinds, Failure> {
+    let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
+    Ok(Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows }))
+}
+
+/// Opens the data folder from the ground up: log, streams, models.
+fn open(
+    config: &Config,
+    disk: Arc<dyn Disk>,
+    kinds: Kinds,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Streams>, Arc<Models>), Failure> {
     let data_dir = std::path::absolute(&config.data_dir)?;
     disk.create_dir_all(&data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize };
@@ -171,8 +205,6 @@ fn open(config: &Config, disk: Arc<dyn Disk>, metrics: &Arc<Metrics>) -> Result<
         retain_bytes: config.log.retain_bytes,
     };
     let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, settings));
-    let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
-    let kinds = Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows });
     let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
     Ok((streams, models))
 }

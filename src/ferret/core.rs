@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::input;
@@ -14,7 +14,8 @@ use super::plan::Plan;
 use super::stage::{Counted, LayerState, Stage};
 use crate::fold::{FoldError, Outcome, Score, State, StateRef, Step, Verdict};
 use crate::ledger::{Ledger, Part};
-use crate::network::{self, Network, Optimiser};
+use crate::network::loss::loss;
+use crate::network::{Network, Optimiser, Parameter};
 
 /// What a network's trainer remembers beside its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -56,7 +57,7 @@ impl Core {
             .into_iter()
             .zip(&network.layers)
             .map(|(weights, layer)| {
-                let moments = layer.parameters().iter().zip(&weights).map(|(_, weight)| optimiser.initial_state(weight));
+                let moments = layer.parameters().into_iter().map(|parameter| initial_moments(&optimiser, &parameter));
                 let moments = moments.collect::<candle_core::Result<_>>()?;
                 Ok(LayerState::new(weights, moments, &ledger))
             })
@@ -115,7 +116,7 @@ impl Core {
         let versions: Vec<_> = self.layers.iter().map(|layer| layer.weights().clone()).collect();
 
         let (output, stash) = stage.forward(&versions, input)?;
-        let evaluated = network::loss(self.network.loss, &output.tensor, &targets, None)?;
+        let evaluated = loss(self.network.loss, &output.tensor, &targets, None)?;
         if !evaluated.finite {
             return Ok((Verdict::Quarantined("the loss or its gradient is not finite".into()), Score::default()));
         }
@@ -137,9 +138,9 @@ impl Core {
     /// Turns rows into the network's input, and advances the statistics of a standardising layer: by ordinal, never by time.
     fn admit(&mut self, step: &Step) -> Result<Counted, FoldError> {
         let input = input::features(&step.rows, &self.network.input_shape)?;
-        if let Some(layer) = self.network.standardising() {
-            let advanced = self.network.observe(self.layers[layer].weights().tensors(), &input)?;
-            self.layers[layer].replace(advanced, &self.ledger);
+        if let Some(first) = self.layers.first_mut().filter(|_| self.network.observes()) {
+            let advanced = self.network.layers[0].observe(first.weights().tensors(), &input)?;
+            first.replace(advanced, &self.ledger);
         }
         Ok(Counted::new(input, Part::Activations, &self.ledger))
     }
@@ -152,8 +153,8 @@ impl Core {
                 tensors.insert(name.clone(), weight);
             }
             for (name, moments) in names.iter().zip(layer.optimiser()) {
-                for (number, moment) in moments.iter().enumerate() {
-                    tensors.insert(moment_name(name, number), moment);
+                for (which, moment) in self.optimiser.state_names().iter().zip(moments) {
+                    tensors.insert(format!("{name}.{which}"), moment);
                 }
             }
         }
@@ -182,7 +183,8 @@ impl Core {
             let restored = names.iter().zip(weights).map(|(name, like)| take(name, like)).collect::<Result<Vec<_>, _>>()?;
             let mut optimiser = Vec::with_capacity(layer.optimiser().len());
             for (name, moments) in names.iter().zip(layer.optimiser()) {
-                let of_parameter = moments.iter().enumerate().map(|(number, like)| take(&moment_name(name, number), like));
+                let of_parameter = self.optimiser.state_names().iter().zip(moments);
+                let of_parameter = of_parameter.map(|(which, like)| take(&format!("{name}.{which}"), like));
                 optimiser.push(of_parameter.collect::<Result<Vec<_>, _>>()?);
             }
             layers.push(LayerState::new(restored, optimiser, &self.ledger));
@@ -197,6 +199,7 @@ impl Core {
     }
 }
 
-fn moment_name(parameter: &str, number: usize) -> String {
-    format!("{parameter}.optimiser.{number}")
+/// The optimiser's tensors of one parameter, before the first update.
+fn initial_moments(optimiser: &Optimiser, parameter: &Parameter) -> candle_core::Result<Vec<Tensor>> {
+    (0..optimiser.state_count()).map(|_| Tensor::zeros(parameter.shape.as_slice(), DType::F32, &Device::Cpu)).collect()
 }

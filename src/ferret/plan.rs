@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{StepBytes, step_bytes, weight_bytes};
+use super::profile::{StepBytes, parameter_bytes, step_bytes, weight_bytes};
 use crate::fold::BelowMinimum;
 use crate::network::{Network, Optimiser};
 
@@ -98,11 +98,11 @@ pub struct Planner<'a> {
 
 impl Planner<'_> {
     fn with(&self, start: u64, publication: Publication) -> Plan {
-        let weights = weight_bytes(self.network) + self.network.statistics_bytes();
+        let weights = weight_bytes(self.network);
         let bytes = PlannedBytes {
             weights,
             snapshots: weights * publication.copies() as u64,
-            optimiser: weight_bytes(self.network) * self.optimiser.state_count() as u64,
+            optimiser: parameter_bytes(self.network) * self.optimiser.state_count() as u64,
             step: step_bytes(self.network, self.step_rows, self.optimiser.fuses()),
             queued_rows: self.queued_bytes,
             overhead: OVERHEAD_BYTES,

@@ -80,9 +80,20 @@ struct Kept {
     stash: usize,
 }
 
-/// The bytes of the weights of `network`.
+/// The bytes of all that the layers of `network` keep: parameters, and statistics of a standardising layer.
 pub fn weight_bytes(network: &Network) -> u64 {
     network.layers.iter().map(|layer| layer.cost(1).weights).sum()
+}
+
+/// The bytes of the parameters alone, which an optimiser keeps moments of.
+pub fn parameter_bytes(network: &Network) -> u64 {
+    let parameters = network.layers.iter().flat_map(|layer| layer.parameters());
+    parameters.map(|parameter| parameter.elements() as u64 * F32).sum()
+}
+
+/// The first layer that learns: no gradient has to go below it.
+pub fn lowest_trained(network: &Network) -> usize {
+    network.layers.iter().position(|layer| !layer.parameters().is_empty()).unwrap_or(network.layers.len())
 }
 
 /// The most bytes that one step of `rows` rows holds at once; `fuses` says that the optimiser takes factored gradients as they
@@ -106,7 +117,7 @@ pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
     walk.release(at);
 
     let mut held_for_update = Vec::new();
-    let lowest = network.lowest_trained();
+    let lowest = lowest_trained(network);
     for (layer, (cost, kept)) in costs.iter().zip(kept).enumerate().rev() {
         if layer < lowest {
             release_all(&mut walk, [kept.input, kept.output, Some(kept.stash)]);

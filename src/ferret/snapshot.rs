@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use super::input;
 use super::stage::LayerWeights;
 use crate::fold::{FoldError, Predictions, Snapshot};
-use crate::network::{Loss, Network, softmax};
+use crate::network::loss::probabilities;
+use crate::network::{Loss, Network};
 use crate::rows::Rows;
 
 /// One version of a network, shared by any number of readers.
@@ -36,7 +37,7 @@ impl Snapshot for NetworkSnapshot {
         match self.network.loss {
             Loss::SoftmaxCrossEntropy => Ok(Predictions::Classes {
                 classes: self.network.outputs,
-                probabilities: softmax(&outputs)?.flatten_all()?.to_vec1()?,
+                probabilities: probabilities(&outputs)?,
             }),
             Loss::MeanSquaredError => Ok(Predictions::Values(outputs.flatten_all()?.to_vec1()?)),
         }

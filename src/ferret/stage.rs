@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
+use super::profile::lowest_trained;
 use crate::ledger::{Guard, Ledger, Part};
 use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy};
 
@@ -168,7 +169,7 @@ impl Stage<'_> {
     ) -> Result<(Option<Counted>, StageGradients)> {
         let mut gradient = output_gradient;
         let mut gathered = Vec::with_capacity(self.layers.len());
-        let lowest = self.network.lowest_trained();
+        let lowest = lowest_trained(self.network);
         for ((layer, version), kept) in self.layers.clone().zip(versions).zip(stash.0).rev() {
             if layer < lowest {
                 return Ok((None, StageGradients(gathered)));

@@ -122,7 +122,7 @@ pub(super) async fn predict(
     Ok(Json(json!({
         "model": live.name,
         "model_version": answer.version,
-        "prediction_id": Uuid::new_v4(),
+        "prediction_id": Uuid::new_v4().to_string(),
         "predictions": predictions(&answer.predictions, &live.stream.schema),
     })))
 }

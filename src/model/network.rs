@@ -60,7 +60,7 @@ impl NetworkKind {
         let network = Network::build(&settings.network, &schema.input_shape(), outputs, loss, schema.is_numeric())
             .map_err(|error| SpecError::Settings(error.to_string()))?;
         settings.optimiser.validate().map_err(SpecError::Settings)?;
-        let learning_rate = settings.learning_rate.unwrap_or_else(|| settings.optimiser.default_learning_rate());
+        let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&settings.optimiser));
         check_learning_rate(learning_rate).map_err(SpecError::Settings)?;
         let step_rows = settings.step_rows.unwrap_or(self.step_rows);
         if !(1..=limits::STEP_ROWS_MAX).contains(&step_rows) {
@@ -68,6 +68,14 @@ impl NetworkKind {
         }
         let network = Arc::new(network);
         Ok(Recipe { network, optimiser: settings.optimiser, learning_rate, seed: settings.seed, step_rows, queued_bytes })
+    }
+}
+
+/// The learning rate where a spec gives none.
+fn default_learning_rate(optimiser: &Optimiser) -> f64 {
+    match optimiser {
+        Optimiser::Sgd { .. } => 0.05,
+        Optimiser::AdamW { .. } => 0.001,
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the tests of behaviour share: a service in this process or in one of its own, and a client that keeps whole answers.
-#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, reason = "each test uses its part of this")]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test uses its part of this")]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mustela::cli::serve::Service;
+use mustela::cli::serve::{self, Service};
 use mustela::config::Config;
 use mustela::disk::FileSystem;
 use mustela::shutdown::{self, Trigger};
@@ -140,7 +140,7 @@ impl Running {
 
     pub async fn with(config: Config) -> Running {
         let (trigger, shutdown) = shutdown::channel();
-        let service = Service::start(config, Arc::new(FileSystem), shutdown).await.unwrap();
+        let service = Service::start(config.clone(), Arc::new(FileSystem), serve::kinds(&config).unwrap(), shutdown).await.unwrap();
         let client = Client::new(format!("http://{}", service.address));
         Running { service, client, trigger }
     }

@@ -69,11 +69,6 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The number of the present row.
-    pub(super) fn row(&self) -> u64 {
-        self.rows as u64
-    }
-
     /// The place of a column, by name.
     pub(super) fn find(&mut self, name: &str) -> Option<usize> {
         let found = match self.columns.get(self.likely) {
