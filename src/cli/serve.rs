@@ -103,6 +103,7 @@ pub struct Service {
     pub models: Arc<Models>,
     /// The streams, likewise.
     pub streams: Arc<Streams>,
+    log: Arc<RedbLog>,
     doors: tokio::task::JoinHandle<()>,
     metrics: tokio::task::JoinHandle<()>,
 }
@@ -121,7 +122,7 @@ impl Service {
         let metrics = Arc::new(Metrics::new()?);
         let opened = metrics.clone();
         let of = config.clone();
-        let (streams, models) = tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
+        let Opened { log, streams, models } = tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
         let predict = &config.predict;
         let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
         let app = Arc::new(App {
@@ -145,7 +146,7 @@ impl Service {
         let scrape = Router::new().route("/metrics", get(render)).with_state((metrics, streams.clone(), models.clone()));
         let doors = tokio::spawn(server::serve(listener, http::router(app), patience, shutdown.clone()));
         let metrics = tokio::spawn(server::serve(metrics_listener, scrape, patience, shutdown));
-        Ok(Service { address, metrics_address, models, streams, doors, metrics })
+        Ok(Service { address, metrics_address, models, streams, log, doors, metrics })
     }
 
     /// Waits for the doors to close, then ends the models, each with a checkpoint. The shutdown must have begun.
@@ -153,19 +154,20 @@ impl Service {
         if tokio::time::timeout(grace, self.doors).await.is_err() {
             tracing::warn!("the doors did not close in time");
         }
-        let Service { models, streams, metrics, .. } = self;
+        let Service { models, streams, metrics, log, .. } = self;
         let stopped = tokio::task::spawn_blocking(move || models.stop()).await;
         if stopped.is_err() {
             tracing::error!("the models did not stop in order");
         }
         metrics.abort();
         metrics.await.ok();
-        // The data folder is free for the next process when the last holder of the log is gone.
-        let log = Arc::downgrade(&streams);
         drop(streams);
-        while log.strong_count() > 0 {
+        // Writer, models and doors let go of the log one after the other; it is closed here, by its last holder, so that the
+        // data folder is free when this returns.
+        while Arc::strong_count(&log) > 1 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        drop(tokio::task::spawn_blocking(move || drop(log)).await);
     }
 }
 
@@ -182,20 +184,27 @@ pub fn kinds(config: &Config) -> Result<Kinds, Failure> {
     Ok(Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows }))
 }
 
+/// What lies in a data folder.
+struct Opened {
+    log: Arc<RedbLog>,
+    streams: Arc<Streams>,
+    models: Arc<Models>,
+}
+
 /// Opens the data folder from the ground up: log, streams, models.
 fn open(
     config: &Config,
     disk: Arc<dyn Disk>,
     kinds: Kinds,
     metrics: &Arc<Metrics>,
-) -> Result<(Arc<Streams>, Arc<Models>), Failure> {
+) -> Result<Opened, Failure> {
     let data_dir = std::path::absolute(&config.data_dir)?;
     disk.create_dir_all(&data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize };
     let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options)?);
     let folder_identity = log.identity().to_owned();
     let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
-    let streams = Arc::new(Streams::open(log, committer.clone(), config.log.bytes_max)?);
+    let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max)?);
     let settings = Settings {
         publish_interval: Duration::from_millis(config.model.publish_interval_ms),
         lag_rows_max: config.model.lag_rows_max,
@@ -206,7 +215,7 @@ fn open(
     };
     let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, settings));
     let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
-    Ok((streams, models))
+    Ok(Opened { log, streams, models })
 }
 
 /// What the log's commits are measured by, and what happens when one fails: an fsync that failed once may have lost what it

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -24,8 +25,23 @@ pub(super) async fn watch(State(app): State<Arc<App>>, request: Request, next: N
     } else {
         let deadline = Duration::from_secs(app.request_seconds);
         let answered = tokio::time::timeout(deadline, next.run(request)).await;
-        answered.unwrap_or_else(|_| Problem::deadline(app.request_seconds).into_response())
+        let response = answered.unwrap_or_else(|_| Problem::deadline(app.request_seconds).into_response());
+        as_problem(response).await
     };
     app.metrics.http_answered(&route, method.as_str(), response.status().as_u16(), began.elapsed().as_secs_f64());
     response
+}
+
+/// What the framework refuses itself (a path or a query that cannot be read) it says in plain text; here that gets the one shape
+/// of every refusal.
+async fn as_problem(response: Response) -> Response {
+    /// Longer than any text that the framework has.
+    const TEXT_BYTES_MAX: usize = 4096;
+    let text = response.headers().get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/plain"));
+    if !text || !response.status().is_client_error() {
+        return response;
+    }
+    let status = response.status();
+    let text = axum::body::to_bytes(response.into_body(), TEXT_BYTES_MAX).await.unwrap_or_default();
+    Problem::new(status, "invalid_request", String::from_utf8_lossy(&text)).into_response()
 }

@@ -120,7 +120,7 @@ impl Driver {
     }
 
     /// Carries out the decisions that were made at this version.
-    fn execute_due(&mut self) -> Result<(), ModelError> {
+    pub(super) fn execute_due(&mut self) -> Result<(), ModelError> {
         while let Some(decision) = self.decisions.front() {
             if decision.at.sequence > self.cursor.sequence {
                 break;
