@@ -1,0 +1,208 @@
+//! A layer is a pair of functions, forward and backward, whose bytes and work are known before anything is allocated.
+//!
+//! There is no tape: what a backward needs is in the [`Stash`] that its forward returned, and nowhere else. Weights are lent,
+//! inputs and gradients are given away, so that a layer may work in their storage and may let go of it as early as it can.
+
+mod conv2d;
+mod flatten;
+mod linear;
+mod max_pool2d;
+mod relu;
+mod standardise;
+
+use std::fmt::Debug;
+
+use candle_core::{Error, Result, Tensor};
+
+pub use conv2d::Conv2d;
+pub use flatten::Flatten;
+pub use linear::Linear;
+pub use max_pool2d::MaxPool2d;
+pub use relu::Relu;
+pub use standardise::Standardise;
+
+use super::kernel::{gemm, vector};
+use super::tensor::{by_type, is_finite, read, tensor};
+
+/// Bytes and work of one layer for a step of some rows of f32, known before anything is allocated. The planner walks these
+/// numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of parameters and statistics.
+    pub weights: u64,
+    /// Fresh storage that forward allocates for outputs; 0 where the output lies in the input's storage.
+    pub output: u64,
+    /// Fresh storage kept until backward beside inputs and outputs, such as arg-max indices.
+    pub stash: u64,
+    /// The stash keeps the input's storage alive.
+    pub keeps_input: bool,
+    /// The stash keeps the output's storage alive.
+    pub keeps_output: bool,
+    /// The most scratch at once in forward; it is freed before forward returns.
+    pub workspace_forward: u64,
+    /// The most scratch at once in backward; it is freed before backward returns.
+    pub workspace_backward: u64,
+    /// Fresh storage that backward allocates for the input gradient when it is asked for; 0 where it lies in the output gradient's.
+    pub input_gradient: u64,
+    /// Fresh storage of the returned dense weight gradients.
+    pub weight_gradient: u64,
+    /// Bytes of the weight gradients if every one of them is made dense ([`Gradient::dense`]).
+    pub weight_gradient_dense: u64,
+    /// The returned gradients keep the output gradient (and the input) alive: see [`Gradient::Outer`].
+    pub keeps_output_gradient: bool,
+    /// Floating-point operations of forward, where a multiply-add counts two.
+    pub flops_forward: u64,
+    /// Floating-point operations of backward, input gradient included.
+    pub flops_backward: u64,
+}
+
+/// One tensor that a layer learns (or, as a statistic, keeps).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// "weight", "bias"; "count", "mean", "m2" of statistics.
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// How many inputs one output reads, which sets the range of its initial values.
+    pub fan_in: usize,
+}
+
+impl Parameter {
+    pub(crate) fn new(name: &'static str, shape: &[usize], fan_in: usize) -> Self {
+        Self { name, shape: shape.to_vec(), fan_in }
+    }
+
+    /// How many numbers it has.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// What a layer keeps from its forward for its backward.
+#[derive(Clone, Debug, Default)]
+pub struct Stash(pub Vec<Tensor>);
+
+/// The gradient of one parameter.
+#[derive(Clone, Debug)]
+pub enum Gradient {
+    /// The gradient itself, in the parameter's shape.
+    Dense(Tensor),
+    /// The factors of a `[out, in]` gradient `output_gradientᵀ · input`, so that an update can be fused into one product and the
+    /// gradient, as large as the weight, never exists.
+    Outer {
+        /// `[rows, out]`.
+        output_gradient: Tensor,
+        /// `[rows, in]`.
+        input: Tensor,
+    },
+}
+
+impl Gradient {
+    /// The gradient in the parameter's shape.
+    pub fn dense(self) -> Result<Tensor> {
+        match self {
+            Gradient::Dense(gradient) => Ok(gradient),
+            Gradient::Outer { output_gradient, input } => {
+                by_type!(output_gradient, T => {
+                    let ((rows, outputs), inputs) = (output_gradient.dims2()?, input.dim(1)?);
+                    let (g, x) = (read::<T>(&output_gradient)?, read::<T>(&input)?);
+                    let product = if rows == 1 {
+                        vector::outer(&g, &x)
+                    } else {
+                        gemm::product(gemm::Matrix::new(&g, rows, outputs).transposed(), gemm::Matrix::new(&x, rows, inputs))
+                    };
+                    tensor(product, &[outputs, inputs])
+                })
+            }
+        }
+    }
+
+    /// Whether every number that this holds (of factors: of both) is finite.
+    pub fn is_finite(&self) -> Result<bool> {
+        match self {
+            Gradient::Dense(gradient) => is_finite(gradient),
+            Gradient::Outer { output_gradient, input } => Ok(is_finite(output_gradient)? && is_finite(input)?),
+        }
+    }
+}
+
+/// One layer of a network, without its weights. Tensors have the row as their first dimension.
+pub trait Layer: Debug + Send + Sync {
+    /// The layer's kind, as users write it: "linear", "conv2d", …
+    fn name(&self) -> &'static str;
+
+    /// What it learns, in the order of `weights`; empty for most layers.
+    fn parameters(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    /// What it keeps of the inputs it has seen: f64 tensors that come where weights do, and that [`Layer::observe`] replaces. A
+    /// layer has parameters or statistics, never both.
+    fn statistics(&self) -> Vec<Parameter> {
+        Vec::new()
+    }
+
+    /// The shape of one row of the output.
+    fn output_shape(&self) -> &[usize];
+
+    /// Bytes and work for a step of `rows` rows.
+    fn cost(&self, rows: usize) -> Cost;
+
+    /// Outputs, and what backward will need. It may work in the storage of `inputs`.
+    fn forward(&self, weights: &[Tensor], inputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Stash)>;
+
+    /// Outputs alone; the same bits as forward's.
+    fn predict(&self, weights: &[Tensor], inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        self.forward(weights, inputs).map(|(outputs, _)| outputs)
+    }
+
+    /// From the gradients of the outputs: those of the inputs (none unless asked for), and of each parameter. It may work in
+    /// the storage of `gradients`. `weights` are those that forward read.
+    fn backward(
+        &self,
+        weights: &[Tensor],
+        stash: Stash,
+        gradients: Vec<Tensor>,
+        want_input_gradients: bool,
+    ) -> Result<(Vec<Tensor>, Vec<Gradient>)>;
+
+    /// The statistics after the rows of `input`, in fresh storage.
+    fn observe(&self, statistics: &[Tensor], _input: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(statistics.to_vec())
+    }
+}
+
+/// The only tensor of a list; an error for more or fewer.
+fn only(tensors: Vec<Tensor>) -> Result<Tensor> {
+    <[Tensor; 1]>::try_from(tensors)
+        .map(|[tensor]| tensor)
+        .map_err(|tensors| Error::Msg(format!("the layer takes one tensor and was given {}", tensors.len())))
+}
+
+/// The rows of a tensor whose rows have `shape`; an error if they do not.
+fn rows(tensor: &Tensor, shape: &[usize]) -> Result<usize> {
+    match tensor.dims() {
+        [rows, row @ ..] if row == shape => Ok(*rows),
+        dims => Err(Error::Msg(format!("expected rows of shape {shape:?}, got a tensor of shape {dims:?}"))),
+    }
+}
+
+/// The tensors that a layer lends or keeps, checked for their number.
+fn exactly<'a, const N: usize>(tensors: &'a [Tensor], of: &str) -> Result<&'a [Tensor; N]> {
+    tensors.try_into().map_err(|_| Error::Msg(format!("{of} has {N} tensors and was given {}", tensors.len())))
+}
+
+/// A shape with the number of rows in front.
+fn with_rows(rows: usize, shape: &[usize]) -> Vec<usize> {
+    [&[rows], shape].concat()
+}
+
+/// The product of sizes, at most `u64::MAX`: costs of networks that no plan will fit must not overflow.
+fn times(sizes: &[usize]) -> u64 {
+    sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
+}
+
+/// Bytes of f32 numbers of these sizes.
+fn bytes(sizes: &[usize]) -> u64 {
+    times(sizes).saturating_mul(4)
+}

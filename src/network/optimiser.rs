@@ -1,0 +1,296 @@
+//! Optimisers: from gradients to weights, in place.
+//!
+//! Their state is tensors in the shape of each parameter, owned by the trainer, so that it can be saved. Formulas are PyTorch's, step
+//! for step, and tests hold them to it.
+
+use candle_core::{CpuStorage, Error, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::element::Element;
+use super::kernel::{elementwise, gemm, vector};
+use super::layer::Gradient;
+use super::tensor::{source, target};
+
+/// How gradients become updates.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Optimiser {
+    /// Stochastic gradient descent: `buffer := momentum · buffer + gradient + weight_decay · weight; weight −= rate · buffer`.
+    Sgd {
+        /// In [0, 1); 0 keeps no state.
+        #[serde(default)]
+        momentum: f64,
+        /// An L2 penalty, 0 or more.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+    #[serde(rename = "adamw")]
+    AdamW {
+        /// Decay of the mean of gradients, in [0, 1).
+        #[serde(default = "default_beta1")]
+        beta1: f64,
+        /// Decay of the mean of squared gradients, in [0, 1).
+        #[serde(default = "default_beta2")]
+        beta2: f64,
+        /// Added to the root of the mean square; more than 0.
+        #[serde(default = "default_epsilon")]
+        epsilon: f64,
+        /// Weights shrink by `rate · weight_decay` a step; 0 or more.
+        #[serde(default = "default_weight_decay")]
+        weight_decay: f64,
+    },
+}
+
+fn default_beta1() -> f64 {
+    0.9
+}
+
+fn default_beta2() -> f64 {
+    0.999
+}
+
+fn default_epsilon() -> f64 {
+    1e-8
+}
+
+fn default_weight_decay() -> f64 {
+    0.01
+}
+
+impl Optimiser {
+    /// Whether every number is in its range; the text says which is not.
+    pub fn validate(&self) -> std::result::Result<(), String> {
+        let fraction = |name: &str, value: f64| {
+            if (0.0..1.0).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("`{name}` is {value}, but must be at least 0 and less than 1"))
+            }
+        };
+        let decay = |value: f64| {
+            if (0.0..=1e6).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("`weight_decay` is {value}, but must be from 0 to 1e6"))
+            }
+        };
+        match *self {
+            Optimiser::Sgd { momentum, weight_decay } => fraction("momentum", momentum).and(decay(weight_decay)),
+            Optimiser::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                fraction("beta1", beta1)?;
+                fraction("beta2", beta2)?;
+                decay(weight_decay)?;
+                // The update is computed in f32, where a smaller number could vanish and let a quotient become infinite.
+                if (1e-30..=1.0).contains(&epsilon) {
+                    Ok(())
+                } else {
+                    Err(format!("`epsilon` is {epsilon}, but must be from 1e-30 to 1"))
+                }
+            }
+        }
+    }
+
+    /// How many tensors in the shape of each parameter it keeps: none, one (momentum), or two (means of gradients and of squares).
+    pub fn state_count(&self) -> usize {
+        match self {
+            Optimiser::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
+            Optimiser::AdamW { .. } => 2,
+        }
+    }
+
+    /// The names of those tensors.
+    pub fn state_names(&self) -> &'static [&'static str] {
+        match self {
+            Optimiser::Sgd { momentum: 0.0, .. } => &[],
+            Optimiser::Sgd { .. } => &["momentum"],
+            Optimiser::AdamW { .. } => &["mean", "square"],
+        }
+    }
+
+    /// Whether [`Gradient::Outer`] is applied by one product, without ever making it dense.
+    pub fn fuses(&self) -> bool {
+        matches!(self, Optimiser::Sgd { .. })
+    }
+
+    /// Updates `weight` and `state` in place: nobody else may hold their storage. `step` counts from 1.
+    pub fn update(&self, weight: &Tensor, state: &[Tensor], gradient: Gradient, learning_rate: f64, step: u64) -> Result<()> {
+        match (*self, state) {
+            (Optimiser::Sgd { momentum: 0.0, weight_decay }, []) => {
+                add_gradient(weight, 1.0 - learning_rate * weight_decay, -learning_rate, &gradient)
+            }
+            (Optimiser::Sgd { momentum, weight_decay }, [buffer]) => {
+                add_gradient(buffer, momentum, 1.0, &gradient)?;
+                if weight_decay != 0.0 {
+                    buffer.inplace_op2(weight, &Add { keep: 1.0, scale: weight_decay, power: Power::One })?;
+                }
+                weight.inplace_op2(buffer, &Add { keep: 1.0, scale: -learning_rate, power: Power::One })
+            }
+            (Optimiser::AdamW { beta1, beta2, epsilon, weight_decay }, [mean, square]) => {
+                let gradient = gradient.dense()?;
+                mean.inplace_op2(&gradient, &Add { keep: beta1, scale: 1.0 - beta1, power: Power::One })?;
+                square.inplace_op2(&gradient, &Add { keep: beta2, scale: 1.0 - beta2, power: Power::Two })?;
+                let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
+                weight.inplace_op3(
+                    mean,
+                    square,
+                    &Adam {
+                        keep: 1.0 - learning_rate * weight_decay,
+                        rate: learning_rate / corrected(beta1),
+                        root_scale: 1.0 / corrected(beta2).sqrt(),
+                        epsilon,
+                    },
+                )
+            }
+            _ => Err(Error::Msg(format!("{self:?} keeps {} tensors and was given {}", self.state_count(), state.len()))),
+        }
+    }
+}
+
+/// `target := keep · target + scale · gradient`.
+fn add_gradient(target: &Tensor, keep: f64, scale: f64, gradient: &Gradient) -> Result<()> {
+    match gradient {
+        Gradient::Dense(gradient) => target.inplace_op2(gradient, &Add { keep, scale, power: Power::One }),
+        Gradient::Outer { output_gradient, input } => target.inplace_op3(output_gradient, input, &AddOuter { keep, scale }),
+    }
+}
+
+/// Runs `$run::<T>` for the type of the storage that is written.
+macro_rules! by_storage {
+    ($storage:expr, $run:ident($($argument:expr),*)) => {
+        match $storage {
+            CpuStorage::F64(_) => $run::<f64>($($argument),*),
+            _ => $run::<f32>($($argument),*),
+        }
+    };
+}
+
+enum Power {
+    One,
+    Two,
+}
+
+/// `target := keep · target + scale · source^power`.
+struct Add {
+    keep: f64,
+    scale: f64,
+    power: Power,
+}
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "scaled add"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, to_layout: &Layout, from: &CpuStorage, from_layout: &Layout) -> Result<()> {
+        fn run<T: Element>(
+            op: &Add,
+            to: &mut CpuStorage,
+            to_layout: &Layout,
+            from: &CpuStorage,
+            from_layout: &Layout,
+        ) -> Result<()> {
+            let (to, from) = (target::<T>(to, to_layout)?, source::<T>(from, from_layout)?);
+            same_length(to.len(), from.len())?;
+            let (keep, scale) = (T::from_f64(op.keep), T::from_f64(op.scale));
+            match op.power {
+                Power::One => elementwise::scale_add(to, keep, scale, from),
+                Power::Two => elementwise::scale_add_square(to, keep, scale, from),
+            }
+            Ok(())
+        }
+        by_storage!(to, run(self, to, to_layout, from, from_layout))
+    }
+}
+
+/// `target := keep · target + scale · output_gradientᵀ · input`.
+struct AddOuter {
+    keep: f64,
+    scale: f64,
+}
+
+impl InplaceOp3 for AddOuter {
+    fn name(&self) -> &'static str {
+        "scaled add of a product"
+    }
+
+    fn cpu_fwd(
+        &self,
+        to: &mut CpuStorage,
+        to_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+        input: &CpuStorage,
+        input_layout: &Layout,
+    ) -> Result<()> {
+        let ((rows, outputs), (input_rows, inputs)) = (gradient_layout.shape().dims2()?, input_layout.shape().dims2()?);
+        same_length(rows, input_rows)?;
+        same_length(to_layout.shape().elem_count(), outputs * inputs)?;
+        fn run<T: Element>(
+            op: &AddOuter,
+            [rows, outputs, inputs]: [usize; 3],
+            to: &mut [T],
+            gradient: &[T],
+            input: &[T],
+        ) -> Result<()> {
+            let (keep, scale) = (T::from_f64(op.keep), T::from_f64(op.scale));
+            if rows == 1 {
+                vector::update_outer(to, keep, scale, gradient, input);
+            } else {
+                let gradient = gemm::Matrix::new(gradient, rows, outputs).transposed();
+                gemm::accumulate(to, inputs, keep, scale, gradient, gemm::Matrix::new(input, rows, inputs));
+            }
+            Ok(())
+        }
+        let sizes = [rows, outputs, inputs];
+        match to {
+            CpuStorage::F64(_) => {
+                run::<f64>(self, sizes, target(to, to_layout)?, source(gradient, gradient_layout)?, source(input, input_layout)?)
+            }
+            _ => {
+                run::<f32>(self, sizes, target(to, to_layout)?, source(gradient, gradient_layout)?, source(input, input_layout)?)
+            }
+        }
+    }
+}
+
+/// `weight := keep · weight − rate · mean / (√square · root_scale + epsilon)`.
+struct Adam {
+    keep: f64,
+    rate: f64,
+    root_scale: f64,
+    epsilon: f64,
+}
+
+impl InplaceOp3 for Adam {
+    fn name(&self) -> &'static str {
+        "adam"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weight: &mut CpuStorage,
+        weight_layout: &Layout,
+        mean: &CpuStorage,
+        mean_layout: &Layout,
+        square: &CpuStorage,
+        square_layout: &Layout,
+    ) -> Result<()> {
+        fn run<T: Element>(op: &Adam, weight: &mut [T], mean: &[T], square: &[T]) -> Result<()> {
+            same_length(weight.len(), mean.len())?;
+            same_length(weight.len(), square.len())?;
+            elementwise::adam(weight, mean, square, [op.keep, op.rate, op.root_scale, op.epsilon].map(T::from_f64));
+            Ok(())
+        }
+        match weight {
+            CpuStorage::F64(_) => {
+                run::<f64>(self, target(weight, weight_layout)?, source(mean, mean_layout)?, source(square, square_layout)?)
+            }
+            _ => run::<f32>(self, target(weight, weight_layout)?, source(mean, mean_layout)?, source(square, square_layout)?),
+        }
+    }
+}
+
+fn same_length(a: usize, b: usize) -> Result<()> {
+    if a == b { Ok(()) } else { Err(Error::Msg(format!("sizes {a} and {b} do not fit each other"))) }
+}
