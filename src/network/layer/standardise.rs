@@ -148,7 +148,7 @@ mod tests {
             one_by_one = layer.observe(&one_by_one, &row).unwrap();
         }
         for (a, b) in at_once.iter().zip(&one_by_one) {
-            assert_eq!(&read::<f64>(a).unwrap(), &read::<f64>(b).unwrap());
+            assert_eq!(*read::<f64>(a).unwrap(), *read::<f64>(b).unwrap());
         }
         let output = layer.predict(&at_once, vec![all]).unwrap().remove(0);
         let output = read::<f32>(&output).unwrap();
@@ -163,8 +163,8 @@ mod tests {
         let statistics = layer.observe(&fresh(2), &seen).unwrap();
         let query = tensor(vec![4f32, 1e38], &[1, 2]).unwrap();
         let output = layer.predict(&statistics, vec![query.clone()]).unwrap().remove(0);
-        assert_eq!(&read::<f32>(&output).unwrap(), &[0.0, 1e6]);
+        assert_eq!(*read::<f32>(&output).unwrap(), [0.0, 1e6]);
         let before_the_first = layer.predict(&fresh(2), vec![query]).unwrap().remove(0);
-        assert_eq!(&read::<f32>(&before_the_first).unwrap(), &[0.0, 0.0]);
+        assert_eq!(*read::<f32>(&before_the_first).unwrap(), [0.0, 0.0]);
     }
 }

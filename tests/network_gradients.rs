@@ -1,0 +1,223 @@
+//! Every gradient is the one that finite differences (in f64) and, where it is right, candle's autograd give.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use candle_core::{DType, Device, Tensor, Var};
+use mustela::network::layer::{Conv2d, Flatten, Linear, MaxPool2d, Relu};
+use mustela::network::{Layer, Loss, Targets, loss, random};
+
+fn numbers(seed: u64, count: usize) -> Vec<f64> {
+    let mut generator = random::stream(seed, 0, "gradient test");
+    (0..count).map(|_| 2.0 * f64::from(random::uniform(&mut generator)) - 1.0).collect()
+}
+
+fn tensor(values: Vec<f64>, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn random_tensor(seed: u64, shape: &[usize]) -> Tensor {
+    tensor(numbers(seed, shape.iter().product()), shape)
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn weights(layer: &dyn Layer) -> Vec<Tensor> {
+    let parameters = layer.parameters();
+    parameters.iter().enumerate().map(|(index, parameter)| random_tensor(50 + index as u64, &parameter.shape)).collect()
+}
+
+/// `Σ factors · outputs`, a scalar whose gradient by the outputs is `factors`.
+fn scalar(layer: &dyn Layer, weights: &[Tensor], input: &Tensor, factors: &[f64]) -> f64 {
+    let output = layer.predict(weights, vec![input.force_contiguous().unwrap()]).unwrap().remove(0);
+    values(&output).iter().zip(factors).map(|(output, factor)| output * factor).sum()
+}
+
+/// The gradient of `function` by each element of `at`, by central differences.
+fn differences(at: &Tensor, function: impl Fn(&Tensor) -> f64) -> Vec<f64> {
+    const STEP: f64 = 1e-5;
+    let centre = values(at);
+    (0..centre.len())
+        .map(|index| {
+            let moved = |by: f64| {
+                let mut values = centre.clone();
+                values[index] += by;
+                function(&tensor(values, at.dims()))
+            };
+            (moved(STEP) - moved(-STEP)) / (2.0 * STEP)
+        })
+        .collect()
+}
+
+fn assert_close(what: &str, ours: &[f64], theirs: &[f64], tolerance: f64) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (index, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
+        assert!((ours - theirs).abs() < tolerance, "{what}, element {index}: {ours} and {theirs}");
+    }
+}
+
+/// Runs forward and backward; returns output, input gradient and weight gradients.
+fn run(layer: &dyn Layer, weights: &[Tensor], input: &Tensor, gradient: &[f64]) -> (Tensor, Tensor, Vec<Tensor>) {
+    let (mut outputs, stash) = layer.forward(weights, vec![input.force_contiguous().unwrap()]).unwrap();
+    let output = outputs.remove(0);
+    let gradient = tensor(gradient.to_vec(), output.dims());
+    let (mut inputs, gradients) = layer.backward(weights, stash, vec![gradient], true).unwrap();
+    (output, inputs.remove(0), gradients.into_iter().map(|gradient| gradient.dense().unwrap()).collect())
+}
+
+fn check(layer: &dyn Layer, input_shape: &[usize], rows: usize) {
+    let what = format!("{layer:?}, {rows} rows");
+    let weights = weights(layer);
+    let input = random_tensor(3, &[&[rows], input_shape].concat());
+    let factors = numbers(4, rows * layer.output_shape().iter().product::<usize>());
+    let (output, input_gradient, gradients) = run(layer, &weights, &input, &factors);
+    assert_eq!(output.dims()[1..], *layer.output_shape(), "{what}");
+    assert_eq!(input_gradient.dims(), input.dims(), "{what}");
+    let expected = differences(&input, |input| scalar(layer, &weights, input, &factors));
+    assert_close(&format!("{what}: input"), &values(&input_gradient), &expected, 1e-7);
+    assert_eq!(gradients.len(), weights.len(), "{what}");
+    for (index, gradient) in gradients.iter().enumerate() {
+        let expected = differences(&weights[index], |weight| {
+            let mut weights = weights.clone();
+            weights[index] = weight.clone();
+            scalar(layer, &weights, &input, &factors)
+        });
+        assert_close(&format!("{what}: parameter {index}"), &values(gradient), &expected, 1e-7);
+    }
+    let again = run(layer, &weights, &input, &factors);
+    assert_eq!(values(&again.1), values(&input_gradient), "{what}: the same twice");
+}
+
+#[test]
+fn linear() {
+    for (inputs, outputs, rows) in [(1, 1, 1), (7, 5, 1), (70, 3, 1), (6, 4, 2), (13, 9, 5), (65, 17, 20), (5, 1, 17)] {
+        check(&Linear::new(inputs, outputs), &[inputs], rows);
+    }
+}
+
+#[test]
+fn relu() {
+    for in_place in [false, true] {
+        check(&Relu::new(&[37], in_place), &[37], 3);
+    }
+}
+
+#[test]
+fn flatten() {
+    check(&Flatten::new(&[2, 3, 4]), &[2, 3, 4], 2);
+}
+
+#[test]
+fn conv2d() {
+    for (shape, outputs, kernel, stride, padding) in [
+        ([1, 5, 5], 1, 3, 1, 0),
+        ([2, 6, 7], 3, 3, 1, 1),
+        ([3, 7, 5], 2, 3, 2, 1),
+        ([2, 8, 9], 2, 3, 2, 0),
+        ([2, 5, 6], 4, 1, 1, 0),
+        ([2, 9, 9], 2, 5, 3, 2),
+        ([1, 2, 2], 2, 3, 1, 1),
+        ([1, 1, 9], 1, 2, 2, 1),
+        ([2, 4, 4], 1, 4, 1, 3),
+    ] {
+        for rows in [1, 3] {
+            check(&Conv2d::new(shape, outputs, kernel, stride, padding).unwrap(), &shape, rows);
+        }
+    }
+}
+
+#[test]
+fn conv2d_in_several_tiles() {
+    // 64 · 9 · 300 elements a row of outputs: each tile is one row.
+    let layer = Conv2d::new([64, 4, 300], 2, 3, 1, 1).unwrap();
+    let weights = weights(&layer);
+    let input = random_tensor(3, &[1, 64, 4, 300]);
+    let factors = numbers(4, 2 * 4 * 300);
+    let (output, input_gradient, gradients) = run(&layer, &weights, &input, &factors);
+    let (x, w) = (Var::from_tensor(&input).unwrap(), Var::from_tensor(&weights[0]).unwrap());
+    let theirs = x.conv2d(&w, 1, 1, 1, 1).unwrap().broadcast_add(&weights[1].reshape((1, 2, 1, 1)).unwrap()).unwrap();
+    assert_close("output", &values(&output), &values(&theirs), 1e-10);
+    let store = (theirs * tensor(factors, &[1, 2, 4, 300])).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_close("input", &values(&input_gradient), &values(store.get(&x).unwrap()), 1e-10);
+    assert_close("weight", &values(&gradients[0]), &values(store.get(&w).unwrap()), 1e-9);
+}
+
+#[test]
+fn max_pool2d() {
+    for (shape, size) in [([1, 2, 2], 2), ([2, 7, 7], 2), ([2, 6, 5], 2), ([1, 9, 11], 3), ([1, 5, 4], 1), ([1, 17, 16], 16)] {
+        check(&MaxPool2d::new(shape, size).unwrap(), &shape, 2);
+    }
+}
+
+#[test]
+fn candles_autograd_agrees() {
+    // 7 × 7 at stride 2 leaves no column over: candle 0.11.1 cannot differentiate a convolution that does.
+    let (x, w) = (random_tensor(1, &[5, 2, 7, 7]), random_tensor(2, &[3, 2, 3, 3]));
+    let (x, w) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
+    let convolved = x.conv2d(&w, 1, 2, 1, 1).unwrap().relu().unwrap();
+    let v = Var::from_tensor(&random_tensor(3, &[4, 3 * 4 * 4])).unwrap();
+    let theirs = convolved.flatten_from(1).unwrap().matmul(&v.t().unwrap()).unwrap();
+    let factors = numbers(9, 20);
+    let store = (&theirs * tensor(factors.clone(), &[5, 4])).unwrap().sum_all().unwrap().backward().unwrap();
+
+    let zeros = |count: usize| tensor(vec![0.0; count], &[count]);
+    let layers: [(Box<dyn Layer>, Vec<Tensor>); 4] = [
+        (Box::new(Conv2d::new([2, 7, 7], 3, 3, 2, 1).unwrap()), vec![w.as_tensor().clone(), zeros(3)]),
+        (Box::new(Relu::new(&[3, 4, 4], true)), vec![]),
+        (Box::new(Flatten::new(&[3, 4, 4])), vec![]),
+        (Box::new(Linear::new(48, 4)), vec![v.as_tensor().clone(), zeros(4)]),
+    ];
+    let (mut tensors, mut stashes) = (vec![x.as_tensor().clone()], Vec::new());
+    for (layer, weights) in &layers {
+        let (outputs, stash) = layer.forward(weights, tensors).unwrap();
+        tensors = outputs;
+        stashes.push(stash);
+    }
+    assert_close("output", &values(&tensors[0]), &values(&theirs), 1e-12);
+    let mut gradients = vec![tensor(factors, &[5, 4])];
+    let mut of_weights = Vec::new();
+    for ((layer, weights), stash) in layers.iter().zip(stashes).rev() {
+        let (inputs, ours) = layer.backward(weights, stash, gradients, true).unwrap();
+        gradients = inputs;
+        of_weights.extend(ours.into_iter().next().map(|gradient| values(&gradient.dense().unwrap())));
+    }
+    assert_close("linear", &of_weights[0], &values(store.get(&v).unwrap()), 1e-12);
+    assert_close("conv2d", &of_weights[1], &values(store.get(&w).unwrap()), 1e-12);
+    assert_close("input", &values(&gradients[0]), &values(store.get(&x).unwrap()), 1e-12);
+}
+
+fn total(kind: Loss, outputs: &Tensor, targets: &Targets, weights: Option<&[f32]>) -> f64 {
+    let evaluated = loss::loss(kind, outputs, targets, weights).unwrap();
+    let rows = evaluated.losses.len();
+    (0..rows).map(|row| f64::from(evaluated.losses[row]) * f64::from(weights.map_or(1.0, |w| w[row])) / rows as f64).sum()
+}
+
+#[test]
+fn losses() {
+    let outputs = random_tensor(1, &[4, 3]);
+    let soft: Vec<f64> = numbers(2, 12).into_iter().map(f64::abs).collect();
+    let (one, weights) = (random_tensor(5, &[4, 1]), [0.5f32, 2.0, 0.0, 1.0]);
+    for (kind, outputs, targets) in [
+        (Loss::SoftmaxCrossEntropy, &outputs, Targets::Classes(vec![0, 2, 1, 2])),
+        (Loss::SoftmaxCrossEntropy, &outputs, Targets::Soft(tensor(soft, &[4, 3]))),
+        (Loss::MeanSquaredError, &one, Targets::Values(vec![0.3, -2.0, 0.0, 1.5])),
+    ] {
+        for weights in [None, Some(weights.as_slice())] {
+            let evaluated = loss::loss(kind, outputs, &targets, weights).unwrap();
+            assert!(evaluated.finite);
+            // Losses are rounded to f32, so the differences are coarse: a larger step and a wider tolerance.
+            let centre = values(outputs);
+            let expected: Vec<f64> = (0..centre.len())
+                .map(|index| {
+                    let moved = |by: f64| {
+                        let mut values = centre.clone();
+                        values[index] += by;
+                        total(kind, &tensor(values, outputs.dims()), &targets, weights)
+                    };
+                    (moved(1e-2) - moved(-1e-2)) / 2e-2
+                })
+                .collect();
+            assert_close(&format!("{kind:?}"), &values(&evaluated.gradient), &expected, 1e-4);
+        }
+    }
+}
