@@ -11,7 +11,10 @@ pub mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::{Acquire, Release}};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
 
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};

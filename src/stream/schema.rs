@@ -231,7 +231,9 @@ fn check_classes(name: &str, classes: &Classes) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for class in names {
         if class.is_empty() || class.len() > LABEL_BYTES_MAX || !seen.insert(class) {
-            return Err(format!("target `{name}`: class `{class}` is empty, longer than {LABEL_BYTES_MAX} bytes, or there twice"));
+            return Err(format!(
+                "target `{name}`: class `{class}` is empty, longer than {LABEL_BYTES_MAX} bytes, or there twice"
+            ));
         }
     }
     Ok(())

@@ -25,6 +25,10 @@ pub(super) enum Slot {
 /// Rows in the making.
 pub(super) struct Table<'a> {
     pub(super) schema: &'a Schema,
+    /// The schema's, looked up once: each number that is read asks for them.
+    element: Element,
+    width: usize,
+    row_bytes: usize,
     purpose: Purpose,
     faults: Faults,
     features: Vec<u8>,
@@ -55,6 +59,9 @@ impl<'a> Table<'a> {
         let columns: Vec<_> = fields.chain(target).chain(id).chain(time).collect();
         Table {
             schema,
+            element: schema.element(),
+            width: schema.width(),
+            row_bytes: schema.row_bytes(),
             purpose,
             faults: Faults::default(),
             features: Vec::new(),
@@ -117,7 +124,7 @@ impl<'a> Table<'a> {
         self.seen.fill(false);
         self.likely = 0;
         if self.schema.is_numeric() {
-            self.features.resize((self.rows + 1) * self.schema.row_bytes(), 0);
+            self.features.resize((self.rows + 1) * self.row_bytes, 0);
         }
         true
     }
@@ -142,7 +149,7 @@ impl<'a> Table<'a> {
             }
         }
         self.rows += 1;
-        self.features.resize(self.rows * self.schema.row_bytes(), 0);
+        self.features.resize(self.rows * self.row_bytes, 0);
         if self.purpose == Purpose::Predict {
             return;
         }
@@ -165,16 +172,16 @@ impl<'a> Table<'a> {
         if !narrow.is_finite() {
             return self.fault_at(Slot::Numeric(column), format!("{value} is not a finite 32-bit number"));
         }
-        let at = self.rows * self.schema.row_bytes() + column * 4;
+        let at = self.rows * self.row_bytes + column * 4;
         self.features[at..at + 4].copy_from_slice(&narrow.to_le_bytes());
     }
 
     /// The next number of the present row's tensor; numbers beyond its size are counted and not kept.
     pub(super) fn push_element(&mut self, value: f64) {
-        if self.elements() > self.schema.width() {
+        if self.elements() > self.width {
             return;
         }
-        match self.schema.element() {
+        match self.element {
             Element::U8 if (0.0..=255.0).contains(&value) && value.fract() == 0.0 => self.features.push(value as u8),
             Element::U8 => {
                 self.features.push(0);
@@ -192,7 +199,7 @@ impl<'a> Table<'a> {
 
     /// Numbers that the present row's tensor has so far.
     pub(super) fn elements(&self) -> usize {
-        (self.features.len() - self.rows * self.schema.row_bytes()) / self.schema.element().bytes()
+        (self.features.len() - self.rows * self.row_bytes) / self.element.bytes()
     }
 
     /// A label as a number.
@@ -246,8 +253,7 @@ impl<'a> Table<'a> {
         if self.faults.total > 0 {
             return Err(DecodeError { faults: self.faults.listed, total: self.faults.total });
         }
-        let element = self.schema.element();
-        let block = Block { element, width: self.schema.width(), bytes: self.features.into() };
+        let block = Block { element: self.element, width: self.width, bytes: self.features.into() };
         let learns = self.purpose == Purpose::Learn;
         let target = match self.schema.target.as_ref().filter(|_| learns) {
             Some(Target::Classes { .. }) => Some(Labels::Classes(self.classes)),

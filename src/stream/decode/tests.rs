@@ -44,7 +44,8 @@ fn all_formats_give_the_same_rows() {
     assert_eq!(json.target, Some(Target::Classes(vec![1, 0])));
     assert_eq!(json.ids, Some(vec!["7".into(), "8".into()]));
     assert_eq!(json.times_ms, Some(vec![1000, -5]));
-    let lines = "{\"x\":1.5,\"y\":-2,\"label\":1,\"id\":7,\"at\":1000}\n\n {\"x\":3,\"y\":0.25,\"label\":\"no\",\"id\":8,\"at\":-5}";
+    let lines =
+        "{\"x\":1.5,\"y\":-2,\"label\":1,\"id\":7,\"at\":1000}\n\n {\"x\":3,\"y\":0.25,\"label\":\"no\",\"id\":8,\"at\":-5}";
     assert_eq!(learn(&schema, Format::Ndjson, lines).unwrap(), json);
     let csv = "at,label, id,y,x\n1000,yes,7,-2,1.5\n-5,0,8,0.25,3\n";
     assert_eq!(learn(&schema, Format::Csv, csv).unwrap(), json);
@@ -74,7 +75,8 @@ fn tensors_are_flat_or_nested_as_their_shape_says() {
 
 #[test]
 fn queries_need_features_only() {
-    let rows = decode(&points(), Format::Json, r#"{"rows":[{"x":1,"y":2},{"y":1,"x":2,"label":"none"}]}"#.into(), Purpose::Predict);
+    let rows =
+        decode(&points(), Format::Json, r#"{"rows":[{"x":1,"y":2},{"y":1,"x":2,"label":"none"}]}"#.into(), Purpose::Predict);
     let rows = rows.unwrap();
     assert_eq!((rows.count, rows.target, rows.ids), (2, None, None));
     let rows = decode(&pixels(), Format::Raw, Bytes::from_static(&[1, 2, 3, 4, 5, 6, 7, 8]), Purpose::Predict).unwrap();
@@ -85,7 +87,8 @@ fn queries_need_features_only() {
 
 #[test]
 fn faults_are_listed_up_to_a_number_and_counted() {
-    let rows: Vec<String> = (0..40).map(|row| format!(r#"{{"p":[0,0,0,{}],"v":0}}"#, if row % 2 == 0 { 999 } else { 9 })).collect();
+    let rows: Vec<String> =
+        (0..40).map(|row| format!(r#"{{"p":[0,0,0,{}],"v":0}}"#, if row % 2 == 0 { 999 } else { 9 })).collect();
     let error = learn(&pixels(), Format::Json, format!(r#"{{"rows":[{}]}}"#, rows.join(","))).unwrap_err();
     assert_eq!((error.faults.len(), error.total), (ERRORS_LISTED_MAX, 20));
     assert_eq!(error.faults[3].row, Some(6));

@@ -20,9 +20,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use redb::{
-    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use uuid::Uuid;
 
 use super::{Committed, Encoded, Entry, Key, Log, LogError, Registered, Stored};
@@ -290,7 +288,8 @@ fn append(
 
 /// A stored record's rows and its bytes.
 fn split(value: &[u8]) -> Result<(u64, &[u8]), LogError> {
-    let (rows, bytes) = value.split_first_chunk::<ROWS_BYTES>().ok_or_else(|| LogError::Format("a record is cut short".into()))?;
+    let (rows, bytes) =
+        value.split_first_chunk::<ROWS_BYTES>().ok_or_else(|| LogError::Format("a record is cut short".into()))?;
     Ok((u64::from_le_bytes(*rows), bytes))
 }
 
