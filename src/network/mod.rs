@@ -86,7 +86,7 @@ impl Network {
         Ok(())
     }
 
-    /// The outputs for `input`, `[rows, outputs]`: the same bits as the forwards in training give. `weights` are those of each layer.
+    /// The outputs for `input`, `[rows, outputs]`: with as many rows, the bits that forwards in training give. `weights` are each layer's.
     /// The caller may keep `input`: its storage is only read.
     pub fn predict<'a>(&self, weights: impl IntoIterator<Item = &'a [Tensor]>, input: Tensor) -> Result<Tensor> {
         let mut weights = weights.into_iter();
