@@ -70,12 +70,14 @@ pub(crate) fn accumulate<T: Element>(
 /// Bytes that the `gemm` crate may take for packing during an `m × k` by `k × n` product, at most, beside a slab the size of
 /// the second-level cache that each thread keeps.
 pub(crate) fn workspace_bytes(m: usize, n: usize, k: usize, element_bytes: usize) -> u64 {
-    // Upper bounds of its register and cache blocking (gemm-common 0.19, `kernel_params`), for both ways to lay out a product.
-    let (wide, depth) = (|size: usize| size.next_multiple_of(64) as u64, k.min(1024) as u64);
+    // Upper bounds of its blocking (gemm-common 0.19, `kernel_params`): at most 1024 deep, and the operand along the rows of the result
+    // is packed at once only if that takes no more than 16 register tiles.
     if k <= 2 || m <= 1 || n <= 1 {
         return 0;
     }
-    depth.saturating_mul(wide(m).saturating_add(wide(n))).saturating_mul(element_bytes as u64).saturating_add(1024)
+    let tiled = |size: usize| size.saturating_add(63) / 64 * 64;
+    let widths = (tiled(m) as u64).saturating_add(tiled(n).min(1024) as u64);
+    widths.saturating_mul(k.min(1024) as u64).saturating_mul(element_bytes as u64).saturating_add(1024)
 }
 
 /// # Safety
