@@ -269,6 +269,7 @@ impl Driver {
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
         self.saved_version = Some(version);
+        self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream)?;
         Ok(())
@@ -290,6 +291,8 @@ impl Driver {
     fn fail(&self, error: &ModelError) {
         tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
         self.live.status.lock().failure = Some(error.to_string());
+        // A model that stands still does not hold the log for ever.
+        self.ground.release(&self.live.stream, self.live.id);
     }
 
     /// Refuses what is asked until the model is stopped or deleted.
