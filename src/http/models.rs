@@ -20,9 +20,10 @@ use crate::fold::{Predictions, Score};
 use crate::ledger::Part;
 use crate::model::live::Live;
 use crate::model::network::check_learning_rate;
+use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
-use crate::stream::Schema;
 use crate::stream::decode::{Purpose, decode};
+use crate::stream::{Schema, StreamError};
 
 pub(super) async fn put(
     State(app): State<Arc<App>>,
@@ -31,7 +32,15 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let spec: ModelSpec = request::json(&headers, body, app.body_limits).await?;
-    let (live, created) = app.blocking(move |app| Ok(app.models.create(&name, spec)?)).await?;
+    let (live, created) = app
+        .blocking(move |app| match app.models.create(&name, spec) {
+            // The path is the model's: that the body names no stream makes the body wrong, and not the path.
+            Err(RegistryError::Stream(StreamError::NotFound(stream))) => {
+                Err(Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`")))
+            }
+            created => Ok(created?),
+        })
+        .await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(view(&live))).into_response())
 }
@@ -193,7 +202,7 @@ fn view(live: &Live) -> Value {
         "failure": status.failure,
         "version": status.version,
         "published_version": live.published().version,
-        "learning_rate": status.learning_rate,
+        "learning_rate": live.learning_rate(&status),
         "rows": {
             "accepted": counters.decided() + lag_rows,
             "learned": counters.learned,

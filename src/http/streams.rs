@@ -61,14 +61,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<serde_json:
 }
 
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    app.streams.get(&name)?;
-    let models = app.models.of_stream(&name);
-    if !models.is_empty() {
-        let detail = format!("models learn from stream `{name}`: {}; delete them first", models.join(", "));
-        return Err(Problem::conflict("stream_in_use", detail));
-    }
     app.blocking(move |app| {
-        app.streams.delete(&name)?;
+        app.models.delete_stream(&name)?;
         app.metrics.remove_stream(&name);
         Ok(StatusCode::NO_CONTENT)
     })

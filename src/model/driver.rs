@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use crossbeam::select;
+use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, Head};
@@ -42,6 +43,8 @@ pub(super) struct Driver {
     pub(super) publish_now: bool,
     pub(super) saved_at: Instant,
     pub(super) saved_version: Option<Version>,
+    /// The model's own histogram, so that no step has to look for it.
+    pub(super) step_seconds: Histogram,
 }
 
 /// How the loop goes on.
@@ -108,7 +111,9 @@ impl Driver {
         };
         self.cursor.sequence = step.last();
         let mut outcomes = Vec::new();
+        let began = Instant::now();
         self.fold.apply(step, &mut outcomes)?;
+        self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
         if self.publish_is_due(false) {
             self.publish()?;
@@ -269,6 +274,7 @@ impl Driver {
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
         self.saved_version = Some(version);
+        self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
         self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream)?;

@@ -33,6 +33,14 @@ pub enum RegistryError {
     /// Another model has the name.
     #[error("the model `{0}` exists with other settings; a model is changed by PATCH, or deleted first")]
     Conflict(String),
+    /// Models learn from the stream that is to be deleted.
+    #[error("models learn from stream `{stream}`: {models}; delete them first")]
+    InUse {
+        /// The stream.
+        stream: String,
+        /// Their names.
+        models: String,
+    },
     /// The name, or a number of models, is not allowed.
     #[error("{0}")]
     Invalid(String),
@@ -145,6 +153,10 @@ impl Models {
         let loaded = match loaded {
             None => None,
             Some(Loaded { head, state, entry }) => {
+                if head.folder != self.ground.folder_identity {
+                    let text = format!("the checkpoint of model `{name}` belongs to data folder {}", head.folder);
+                    return Err(ModelError::Inconsistent(text).into());
+                }
                 if head.identity != fold.identity() {
                     let (then, now) = (&head.identity, fold.identity());
                     let text = format!("model `{name}` was folded by [{then}], this process is [{now}]: its bits would differ");
@@ -240,6 +252,7 @@ impl Models {
             publish_now: false,
             saved_at: Instant::now(),
             saved_version: loaded.as_ref().map(|(head, _)| head.version),
+            step_seconds: self.ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
         };
         Ok((live, driver))
     }
@@ -267,6 +280,17 @@ impl Models {
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);
         self.ground.disk.remove_dir(&folder).map_err(|error| ModelError::Checkpoint(error.into()))?;
         Ok(())
+    }
+
+    /// Deletes a stream that no model learns from. No model can be made on it meanwhile.
+    pub fn delete_stream(&self, name: &str) -> Result<(), RegistryError> {
+        let _changing = self.changing.lock();
+        self.streams.get(name)?;
+        let models = self.of_stream(name);
+        if !models.is_empty() {
+            return Err(RegistryError::InUse { stream: name.to_owned(), models: models.join(", ") });
+        }
+        Ok(self.streams.delete(name)?)
     }
 
     /// The names of the models that learn from `stream`.

@@ -8,7 +8,7 @@
 //! 4. Ids of streams and models are never used again.
 //! 5. What was read was written: a record carries its own checksum ([`super::record`]).
 //!
-//! [`redb`](mod@redb_log) keeps all of it in one file on one machine. [`commit`] puts what arrives together into one commit.
+//! [`RedbLog`] keeps all of it in one file on one machine. [`commit`] puts what arrives together into one commit.
 
 pub mod commit;
 mod redb_log;
