@@ -175,6 +175,12 @@ pub enum Predictions {
 }
 
 impl Predictions {
+    /// Whether every number is finite; those of a model that has diverged are not.
+    pub fn is_finite(&self) -> bool {
+        let (Predictions::Classes { probabilities: numbers, .. } | Predictions::Values(numbers)) = self;
+        numbers.iter().all(|number| number.is_finite())
+    }
+
     /// Those of rows `range`.
     pub fn slice(&self, range: Range<usize>) -> Predictions {
         match self {

@@ -127,6 +127,10 @@ pub(super) async fn predict(
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
     let answer = app.predictor.predict(live.clone(), rows).await?;
+    if !answer.predictions.is_finite() {
+        let detail = format!("model `{name}` has diverged: at version {} it predicts what is not a number", answer.version);
+        return Err(Problem::unavailable("model_diverged", detail));
+    }
     app.metrics.predict_seconds.with_label_values(&[&name]).observe(began.elapsed().as_secs_f64());
     Ok(Json(json!({
         "model": live.name,

@@ -206,14 +206,14 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
     let (first, last) = (acknowledged.first_sequence, acknowledged.sequence);
     let waited = tokio::time::timeout(longest, model.applied(first, last)).await;
     let (status, applied) = match waited {
-        Ok((model_version, score)) => {
+        Ok(Some((model_version, score))) => {
             let Score { rows, loss, correct } = score;
             let share = |sum: f64| (rows > 0).then(|| sum / rows as f64);
             let accuracy = if model.stream.schema.is_classified() { share(correct as f64) } else { None };
             let applied = Applied { applied: true, model: model.name.clone(), model_version, loss: share(loss), accuracy };
             (StatusCode::OK, applied)
         }
-        Err(_) => {
+        Ok(None) | Err(_) => {
             let model_version = model.status_lent().version;
             let applied = Applied { applied: false, model: model.name.clone(), model_version, loss: None, accuracy: None };
             (StatusCode::ACCEPTED, applied)

@@ -5,6 +5,7 @@
 //! crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::decision::{Decision, What};
 use super::live::{ChangeError, Command, Live, Published};
 use super::queue::Queue;
 use super::{Ground, ModelError};
-use crate::fold::{Fold, Outcome, Version};
+use crate::fold::{Fold, Outcome, Verdict, Version};
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -45,6 +46,8 @@ pub(super) struct Driver {
     pub(super) saved_version: Option<Version>,
     /// The model's own histogram, so that no step has to look for it.
     pub(super) step_seconds: Histogram,
+    /// Whether the last step was refused.
+    pub(super) refusing: bool,
 }
 
 /// How the loop goes on.
@@ -56,8 +59,16 @@ enum Next {
 }
 
 impl Driver {
-    /// Runs until the model is stopped or deleted.
-    pub(super) fn run(mut self) {
+    /// Runs until the model is stopped or deleted. A panic is this model's failure and nobody else's.
+    pub(super) fn live_through(self) {
+        let live = self.live.clone();
+        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            live.status.lock().failure = Some("its driver panicked; the process's messages say where".into());
+        }
+        live.end();
+    }
+
+    fn run(mut self) {
         loop {
             while let Some(command) = self.next_command() {
                 if self.answer(command).is_break() {
@@ -222,8 +233,23 @@ impl Driver {
             }
             status.version
         };
+        for outcome in &outcomes {
+            self.tell_of_refusal(outcome);
+        }
         self.queue.forget(version.sequence);
-        self.live.progress.send_replace(version);
+        self.live.progress.send_modify(|progress| progress.version = version);
+    }
+
+    /// Says that a step was refused, once for each run of them: a model that diverges would say it at every step.
+    fn tell_of_refusal(&mut self, outcome: &Outcome) {
+        let Verdict::Quarantined(reason) = &outcome.verdict else {
+            self.refusing = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.refusing, true) {
+            let (model, first) = (&self.live.name, outcome.last + 1 - outcome.rows);
+            tracing::warn!(model, first, last = outcome.last, reason, "rows were refused and taught nothing");
+        }
     }
 
     fn version(&self) -> Version {
@@ -241,7 +267,7 @@ impl Driver {
         if let Some(snapshot) = self.fold.snapshot()? {
             let version = self.version();
             self.live.published.store(Arc::new(Published { version, snapshot }));
-            self.live.progress.send_replace(version);
+            self.live.progress.send_modify(|progress| progress.version = version);
             self.publish_now = false;
             self.published_at = Instant::now();
         }
@@ -297,6 +323,7 @@ impl Driver {
     fn fail(&self, error: &ModelError) {
         tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
         self.live.status.lock().failure = Some(error.to_string());
+        self.live.end();
         // A model that stands still does not hold the log for ever.
         self.ground.release(&self.live.stream, self.live.id);
     }

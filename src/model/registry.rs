@@ -14,7 +14,7 @@ use super::checkpoint::{self, Loaded};
 use super::decision::{Decision, What};
 use super::driver::Driver;
 use super::kind::{Kinds, SpecError};
-use super::live::{Command, Live, Published};
+use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::spec::{ModelSpec, Overload, Start};
 use super::status::{CheckpointFigures, Status, Tally};
@@ -197,7 +197,7 @@ impl Models {
         let oldest =
             driver.live.status.lock().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
         self.ground.need(&live.stream, live.id, oldest);
-        let thread = thread::Builder::new().name(format!("mustela-{}", live.name)).spawn(move || driver.run());
+        let thread = thread::Builder::new().name(format!("mustela-{}", live.name)).spawn(move || driver.live_through());
         let thread = thread.map_err(|error| ModelError::Inconsistent(format!("no thread for model `{}`: {error}", live.name)))?;
         self.running.write().insert(live.name.clone(), Running { live: live.clone(), thread });
         Ok(live)
@@ -235,7 +235,7 @@ impl Models {
             published: ArcSwap::from_pointee(Published { version, snapshot }),
             status: Mutex::new(status),
             commands,
-            progress: watch::Sender::new(version),
+            progress: watch::Sender::new(Progress { version, ended: false }),
         });
         let driver = Driver {
             live: live.clone(),
@@ -253,6 +253,7 @@ impl Models {
             saved_at: Instant::now(),
             saved_version: loaded.as_ref().map(|(head, _)| head.version),
             step_seconds: self.ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
+            refusing: false,
         };
         Ok((live, driver))
     }
