@@ -203,6 +203,10 @@ impl Fold for Trainer {
         self.plan.step_rows
     }
 
+    fn learning_rate(&self) -> Option<f64> {
+        self.core().map(Core::learning_rate).ok()
+    }
+
     fn ledger(&self) -> &Ledger {
         &self.ledger
     }

@@ -206,7 +206,7 @@ fn view(live: &Live) -> Value {
         "failure": status.failure,
         "version": status.version,
         "published_version": live.published().version,
-        "learning_rate": live.learning_rate(&status),
+        "learning_rate": status.learning_rate,
         "rows": {
             "accepted": counters.decided() + lag_rows,
             "learned": counters.learned,

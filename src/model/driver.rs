@@ -157,13 +157,11 @@ impl Driver {
         self.fold.execute(&what.change())?;
         self.decided += 1;
         let mut status = self.live.status.lock();
-        match what {
-            What::Plan { budget_bytes, plan } => {
-                status.budget_bytes = *budget_bytes;
-                status.plan = plan.clone();
-            }
-            What::LearningRate(learning_rate) => status.learning_rate = Some(*learning_rate),
+        if let What::Plan { budget_bytes, plan } = what {
+            status.budget_bytes = *budget_bytes;
+            status.plan = plan.clone();
         }
+        status.learning_rate = self.fold.learning_rate();
         status.planned_bytes = self.fold.planned_bytes();
         status.minimum_bytes = self.fold.minimum_bytes();
         Ok(())

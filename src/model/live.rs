@@ -112,11 +112,6 @@ impl Live {
         self.status.lock().rows_per_second(Instant::now())
     }
 
-    /// The learning rate that holds: the last decision's, or the spec's; none where both leave it to the kind.
-    pub fn learning_rate(&self, status: &Status) -> Option<f64> {
-        status.learning_rate.or_else(|| self.spec.settings.get("learning_rate")?.as_f64())
-    }
-
     /// The model at this moment, as `/metrics` shows it: all of it from one look at the status, so that its rows balance.
     pub fn figures(&self) -> ModelFigures {
         let status = self.status.lock();
@@ -147,7 +142,7 @@ impl Live {
             steps: status.tally.steps,
             whole: scores(status.tally.whole),
             sliding: scores(status.tally.sliding.score()),
-            learning_rate: self.learning_rate(&status),
+            learning_rate: status.learning_rate,
             checkpoint_timestamp_seconds: status.checkpoint.as_ref().map(|checkpoint| checkpoint.unix_seconds as f64),
             ledger_bytes: Part::ALL.into_iter().map(|part| (part, self.ledger.used(part))).collect(),
             ledger_high_water_bytes: self.ledger.high_water(),
