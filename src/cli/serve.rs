@@ -34,6 +34,9 @@ use crate::stream::Streams;
 use crate::stream::log::{Committer, Hooks, Log, Options, RedbLog};
 use crate::{config, disk};
 
+/// How long the end waits for the log's other holders to let go of it.
+const LOG_GRACE: Duration = Duration::from_secs(2);
+
 /// Flags of `serve`; every key of the configuration can also be set by environment (`MUSTELA_HTTP__REQUEST_SECONDS`) or `--set`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -146,7 +149,8 @@ impl Service {
 
     /// Waits for the doors to close, then ends the models, each with a checkpoint. The shutdown must have begun.
     pub async fn stop(self, grace: Duration) {
-        if tokio::time::timeout(grace, self.doors).await.is_err() {
+        // The doors end by themselves within their own time, which is the same; a little more lets them say so.
+        if tokio::time::timeout(grace + LOG_GRACE, self.doors).await.is_err() {
             tracing::warn!("the doors did not close in time");
         }
         let Service { models, streams, metrics, log, .. } = self;
@@ -158,8 +162,9 @@ impl Service {
         metrics.await.ok();
         drop(streams);
         // Writer, models and doors let go of the log one after the other; it is closed here, by its last holder, so that the
-        // data folder is free when this returns.
-        while Arc::strong_count(&log) > 1 {
+        // data folder is free when this returns. All is durable by now: a straggler does not hold up the end.
+        let deadline = tokio::time::Instant::now() + LOG_GRACE;
+        while Arc::strong_count(&log) > 1 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(tokio::task::spawn_blocking(move || drop(log)).await);

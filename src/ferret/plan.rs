@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{StepBytes, parameter_bytes, step_bytes, weight_bytes};
+use super::profile::{StepBytes, parameter_bytes, step_bytes_max, weight_bytes};
 use crate::fold::BelowMinimum;
 use crate::network::{Network, Optimiser};
 
@@ -117,7 +117,7 @@ impl Planner<'_> {
             weights,
             snapshots: weights * publication.copies() as u64,
             optimiser: parameter_bytes(self.network) * self.optimiser.state_count() as u64,
-            step: step_bytes(self.network, self.step_rows, self.optimiser.fuses()),
+            step: step_bytes_max(self.network, self.step_rows, self.optimiser.fuses()),
             queued_rows: self.queued_bytes,
             overhead: OVERHEAD_BYTES,
         };

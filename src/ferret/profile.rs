@@ -95,6 +95,12 @@ pub fn parameter_bytes(network: &Network) -> u64 {
     parameters.map(|parameter| parameter.elements() as u64 * F32).sum()
 }
 
+/// The most bytes that any step of 1 to `rows_max` rows holds at once. Fewer rows do not always take less: how the gemm packs its
+/// operands depends on their sizes in steps.
+pub fn step_bytes_max(network: &Network, rows_max: usize, fuses: bool) -> StepBytes {
+    (1..=rows_max).map(|rows| step_bytes(network, rows, fuses)).max_by_key(StepBytes::total).unwrap_or_default()
+}
+
 /// The most bytes that one step of `rows` rows holds at once; `fuses` says that the optimiser takes factored gradients as they
 /// are ([`crate::network::Optimiser::fuses`]).
 pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
@@ -153,5 +159,25 @@ pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
 fn release_all(walk: &mut Walk, storages: impl IntoIterator<Item = Option<usize>>) {
     for storage in storages.into_iter().flatten() {
         walk.release(storage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{Architecture, Loss};
+
+    #[test]
+    fn no_step_needs_more_than_the_plan_of_its_rows() {
+        for (inputs, hidden, rows_max) in [(784, vec![], 66), (1000, vec![], 512), (784, vec![256, 256], 70), (30, vec![8], 100)] {
+            let architecture = Architecture::Mlp { hidden, standardise: Some(false) };
+            let network = Network::build(&architecture, &[inputs], 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+            for fuses in [true, false] {
+                let planned = step_bytes_max(&network, rows_max, fuses).total();
+                for rows in 1..=rows_max {
+                    assert!(step_bytes(&network, rows, fuses).total() <= planned, "{inputs} inputs, {rows} of {rows_max} rows");
+                }
+            }
+        }
     }
 }

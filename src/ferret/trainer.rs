@@ -64,6 +64,8 @@ pub struct Trainer {
     ledger: Ledger,
     /// Snapshots that readers may still hold.
     issued: Vec<Weak<NetworkSnapshot>>,
+    /// Rows and bytes of the last step.
+    last_step: (usize, u64),
 }
 
 impl Trainer {
@@ -73,7 +75,7 @@ impl Trainer {
         let core =
             Core::new(recipe.network.clone(), recipe.optimiser, recipe.learning_rate, plan.clone(), recipe.seed, ledger.clone())?;
         let credits = Credits::new(plan.bytes.step.total());
-        Ok(Trainer { recipe, place: Place::Here(Box::new(core)), plan, credits, pool, ledger, issued: Vec::new() })
+        Ok(Trainer { recipe, place: Place::Here(Box::new(core)), plan, credits, pool, ledger, issued: Vec::new(), last_step: (0, 0) })
     }
 
     /// Waits for the step in flight, if there is one.
@@ -107,6 +109,15 @@ impl Trainer {
         }
     }
 
+    /// What a step of `rows` rows holds at most; most steps have as many rows as the one before.
+    fn bytes_of(&mut self, rows: usize) -> u64 {
+        if self.last_step.0 != rows {
+            let bytes = step_bytes(&self.recipe.network, rows, self.recipe.optimiser.fuses()).total();
+            self.last_step = (rows, bytes);
+        }
+        self.last_step.1
+    }
+
     /// Snapshots that somebody holds.
     fn snapshots_alive(&mut self) -> usize {
         self.issued.retain(|snapshot| snapshot.strong_count() > 0);
@@ -136,7 +147,7 @@ impl Fold for Trainer {
         while self.snapshots_alive() > self.plan.publication.copies() {
             std::thread::sleep(READER_WAIT);
         }
-        let bytes = step_bytes(&self.recipe.network, step.rows.count, self.recipe.optimiser.fuses()).total();
+        let bytes = self.bytes_of(step.rows.count);
         let Some(credit) = self.credits.reserve(bytes) else {
             return Err(FoldError::Contract(format!("a step of {bytes} bytes does not fit the plan")));
         };

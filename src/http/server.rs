@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use crate::shutdown::Shutdown;
@@ -39,6 +40,7 @@ pub struct Patience {
 pub async fn serve(listener: TcpListener, router: Router, patience: Patience, shutdown: Shutdown) {
     let slots = Arc::new(Semaphore::new(patience.connections_max));
     let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(patience.header);
     let over = async {
@@ -72,7 +74,8 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
             async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        tokio::spawn(async move {
+        while connections.try_join_next().is_some() {}
+        connections.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");
             }
@@ -83,6 +86,7 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
     if tokio::time::timeout(patience.shutdown, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still under way when the time for the shutdown ended");
     }
+    connections.shutdown().await;
 }
 
 async fn answer(router: Router, request: Request<Body>) -> axum::response::Response {

@@ -78,7 +78,7 @@ impl Driver {
             match self.advance() {
                 Ok(Next::Again) => {}
                 Ok(Next::Idle) => {
-                    if self.sleep().is_break() {
+                    if self.deferred.is_empty() && self.sleep().is_break() {
                         return;
                     }
                 }
@@ -327,8 +327,8 @@ impl Driver {
     }
 
     /// Refuses what is asked until the model is stopped or deleted.
-    fn stand(&self) {
-        for command in &self.commands {
+    fn stand(&mut self) {
+        for command in std::mem::take(&mut self.deferred).into_iter().chain(&self.commands) {
             let failure = || self.live.status.lock().failure.clone().unwrap_or_default();
             match command {
                 Command::Budget(_, reply) | Command::LearningRate(_, reply) => {

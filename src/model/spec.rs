@@ -16,7 +16,7 @@ pub struct ModelSpec {
     #[serde(default)]
     pub start: Start,
     /// The first memory budget; none: as much as the best plan takes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exactly")]
     pub memory_budget: Option<ByteSize>,
     /// What happens when rows come faster than they are learned.
     #[serde(default)]
@@ -24,6 +24,11 @@ pub struct ModelSpec {
     /// What the kind reads.
     #[serde(flatten)]
     pub settings: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Writes a size in bytes: as a text it would be rounded.
+fn exactly<S: Serializer>(size: &Option<ByteSize>, serializer: S) -> Result<S::Ok, S::Error> {
+    size.map(|size| size.as_u64()).serialize(serializer)
 }
 
 /// Where in its stream a model begins.
@@ -90,10 +95,10 @@ mod tests {
 
     #[test]
     fn a_spec_reads_back_as_it_was_written() {
-        let text = r#"{"kind":"network","stream":"s","start":7,"memory_budget":"2MiB","network":{"architecture":"linear"}}"#;
+        let text = r#"{"kind":"network","stream":"s","start":7,"memory_budget":"1205.633KiB","network":{"architecture":"linear"}}"#;
         let spec: ModelSpec = serde_json::from_str(text).unwrap();
         assert_eq!(spec.start, Start::At(7));
-        assert_eq!(spec.memory_budget, Some(ByteSize::mib(2)));
+        assert_eq!(spec.memory_budget.map(|budget| budget.as_u64()), Some(1_234_568));
         assert!(spec.settings.contains_key("network"));
         let again: ModelSpec = serde_json::from_value(serde_json::to_value(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
