@@ -145,7 +145,10 @@ async fn what_is_not_there_is_404_and_keys_are_held_to_their_bodies() {
     client.post_json("/v1/streams/nowhere/batches", &points(0, 1)).await.expect_problem(404, "not_found");
     client.get("/v1/nothing").await.expect_problem(404, "no_such_route");
     client.delete(BATCHES).await.expect_problem(405, "method_not_allowed");
-    client.post_json("/v1/streams/points/batches?wait=applied&model=nobody", &points(0, 1)).await.expect_problem(404, "not_found");
+    client
+        .post_json("/v1/streams/points/batches?wait=applied&model=nobody", &points(0, 1))
+        .await
+        .expect_problem(404, "not_found");
     client.post_json("/v1/streams/points/batches?wait=never", &points(0, 1)).await.expect_problem(400, "invalid_request");
     client.post("/v1/models/m/predict", "application/json", "{\"rows\":[{\"x\":1}]}").await.expect_problem(422, "invalid_rows");
 

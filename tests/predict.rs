@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use mustela::cli::serve::Service;
 use mustela::disk::FileSystem;
-use mustela::fold::{
-    BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step,
-};
+use mustela::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step};
 use mustela::ledger::Ledger;
 use mustela::model::kind::{Kind, Kinds, SpecError};
 use mustela::rows::Rows;
@@ -37,12 +35,7 @@ impl Kind for Frozen {
         "frozen"
     }
 
-    fn build(
-        &self,
-        _: &serde_json::Map<String, serde_json::Value>,
-        _: &Schema,
-        _: u64,
-    ) -> Result<Box<dyn Fold>, SpecError> {
+    fn build(&self, _: &serde_json::Map<String, serde_json::Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
         Ok(Box::new(Stuck(Ledger::default())))
     }
 }

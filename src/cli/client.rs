@@ -81,7 +81,8 @@ impl Service {
 
 /// How long the service asks to wait, where sending the same again makes sense.
 fn retry_after(response: &reqwest::Response) -> Option<Duration> {
-    let again = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
+    let again =
+        matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::CONFLICT);
     let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
     again.then(|| seconds.map_or(RECONNECT, Duration::from_secs))
 }

@@ -226,19 +226,46 @@ fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, fu
     println!("  rows acknowledged        {total}");
     println!("  rows learned             {} ({} quarantined)", number(view, "/rows/learned"), number(view, "/rows/quarantined"));
     println!("  rows a second            {:.0}", total as f64 / seconds);
-    println!("  online accuracy          {:.1} % of all, {:.1} % of the newest 1,000", percent("/online/accuracy"), percent("/sliding/accuracy"));
-    println!("  memory                   {} at the end, planned {} before and {} after the change", iec(number(view, "/memory/used_bytes")), iec(full), iec(number(view, "/memory/planned_bytes")));
-    println!("  high-water mark          {} of a budget of {}", iec(number(view, "/memory/high_water_bytes")), iec(story.budget_bytes));
+    println!(
+        "  online accuracy          {:.1} % of all, {:.1} % of the newest 1,000",
+        percent("/online/accuracy"),
+        percent("/sliding/accuracy")
+    );
+    println!(
+        "  memory                   {} at the end, planned {} before and {} after the change",
+        iec(number(view, "/memory/used_bytes")),
+        iec(full),
+        iec(number(view, "/memory/planned_bytes"))
+    );
+    println!(
+        "  high-water mark          {} of a budget of {}",
+        iec(number(view, "/memory/high_water_bytes")),
+        iec(story.budget_bytes)
+    );
     println!("  budget change            in {:.0} ms, at version {}", story.budget_seconds * 1e3, story.budget_version);
-    println!("  kill -9                  after {} acknowledged rows; back in {:.2} s, none lost", story.killed_at_rows, story.back_seconds);
-    println!("  queries                  {} answered, p50 {:.1} ms, p99 {:.1} ms; {} while the service was down", latencies.len(), quantile(0.5), quantile(0.99), seen.query_failures.load(Relaxed));
+    println!(
+        "  kill -9                  after {} acknowledged rows; back in {:.2} s, none lost",
+        story.killed_at_rows, story.back_seconds
+    );
+    println!(
+        "  queries                  {} answered, p50 {:.1} ms, p99 {:.1} ms; {} while the service was down",
+        latencies.len(),
+        quantile(0.5),
+        quantile(0.99),
+        seen.query_failures.load(Relaxed)
+    );
     println!("  model version            {}", text(view, "/version"));
     println!();
 }
 
 fn end(arguments: &Arguments, server: Server, data_dir: &Path) -> Result<(), Failure> {
     if arguments.keep {
-        println!("The service stays up: doors at {}, metrics at {}, data in {}.", server.doors, server.metrics, data_dir.display());
+        println!(
+            "The service stays up: doors at {}, metrics at {}, data in {}.",
+            server.doors,
+            server.metrics,
+            data_dir.display()
+        );
         println!("  curl {}/v1/models/{NAME}", server.doors);
         println!("  kill {}", server.id());
         server.leave();

@@ -158,10 +158,7 @@ async fn post(arguments: &Arguments, batches: VecDeque<Sized>) -> Result<(), Fai
     Ok(())
 }
 
-fn settle(
-    ended: Option<Result<Result<u64, Failure>, tokio::task::JoinError>>,
-    bar: &ProgressBar,
-) -> Result<(), Failure> {
+fn settle(ended: Option<Result<Result<u64, Failure>, tokio::task::JoinError>>, bar: &ProgressBar) -> Result<(), Failure> {
     if let Some(ended) = ended {
         bar.inc(ended??);
     }

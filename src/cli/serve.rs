@@ -113,12 +113,7 @@ impl Service {
     ///
     /// # Errors
     /// The data folder cannot be opened, or an address is taken.
-    pub async fn start(
-        config: Config,
-        disk: Arc<dyn Disk>,
-        kinds: Kinds,
-        shutdown: Shutdown,
-    ) -> Result<Service, Failure> {
+    pub async fn start(config: Config, disk: Arc<dyn Disk>, kinds: Kinds, shutdown: Shutdown) -> Result<Service, Failure> {
         let metrics = Arc::new(Metrics::new()?);
         let opened = metrics.clone();
         let of = config.clone();
@@ -192,12 +187,7 @@ struct Opened {
 }
 
 /// Opens the data folder from the ground up: log, streams, models.
-fn open(
-    config: &Config,
-    disk: Arc<dyn Disk>,
-    kinds: Kinds,
-    metrics: &Arc<Metrics>,
-) -> Result<Opened, Failure> {
+fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metrics>) -> Result<Opened, Failure> {
     let data_dir = std::path::absolute(&config.data_dir)?;
     disk.create_dir_all(&data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize };

@@ -158,12 +158,8 @@ impl Core {
                 }
             }
         }
-        let values = Values {
-            ordinal: self.ordinal,
-            updates: self.updates,
-            learning_rate: self.learning_rate,
-            plan: self.plan.clone(),
-        };
+        let values =
+            Values { ordinal: self.ordinal, updates: self.updates, learning_rate: self.learning_rate, plan: self.plan.clone() };
         let values = serde_json::to_value(values).map_err(|error| FoldError::Contract(error.to_string()))?;
         Ok(StateRef { tensors, values })
     }

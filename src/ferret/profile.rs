@@ -46,7 +46,11 @@ struct Walk {
 impl Walk {
     fn allocate(&mut self, bytes: u64, gradient: bool) -> usize {
         self.storages.push(Storage { bytes, holders: 1, gradient });
-        if gradient { self.now.gradients += bytes } else { self.now.activations += bytes }
+        if gradient {
+            self.now.gradients += bytes
+        } else {
+            self.now.activations += bytes
+        }
         self.note(0);
         self.storages.len() - 1
     }

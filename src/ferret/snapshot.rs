@@ -35,10 +35,9 @@ impl Snapshot for NetworkSnapshot {
     fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError> {
         let outputs = self.outputs(rows)?;
         match self.network.loss {
-            Loss::SoftmaxCrossEntropy => Ok(Predictions::Classes {
-                classes: self.network.outputs,
-                probabilities: probabilities(&outputs)?,
-            }),
+            Loss::SoftmaxCrossEntropy => {
+                Ok(Predictions::Classes { classes: self.network.outputs, probabilities: probabilities(&outputs)? })
+            }
             Loss::MeanSquaredError => Ok(Predictions::Values(outputs.flatten_all()?.to_vec1()?)),
         }
     }

@@ -41,12 +41,7 @@ pub struct Recipe {
 impl Recipe {
     /// The planner for this network.
     pub fn planner(&self) -> Planner<'_> {
-        Planner {
-            network: &self.network,
-            optimiser: &self.optimiser,
-            step_rows: self.step_rows,
-            queued_bytes: self.queued_bytes,
-        }
+        Planner { network: &self.network, optimiser: &self.optimiser, step_rows: self.step_rows, queued_bytes: self.queued_bytes }
     }
 }
 
@@ -138,7 +133,10 @@ fn lost() -> FoldError {
 impl Fold for Trainer {
     fn apply(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
         if step.rows.count == 0 || step.rows.count > self.plan.step_rows {
-            return Err(FoldError::Contract(format!("a step of {} rows under a plan of {}", step.rows.count, self.plan.step_rows)));
+            return Err(FoldError::Contract(format!(
+                "a step of {} rows under a plan of {}",
+                step.rows.count, self.plan.step_rows
+            )));
         }
         self.finish(outcomes)?;
         while self.snapshots_alive() > self.plan.publication.copies() {

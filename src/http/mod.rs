@@ -24,10 +24,10 @@ use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
+use crate::model::kind::SpecError;
+use crate::model::live::ChangeError;
 use crate::model::predict::{PredictError, Predictor};
 use crate::model::registry::{Models, RegistryError};
-use crate::model::live::ChangeError;
-use crate::model::kind::SpecError;
 use crate::shutdown::Shutdown;
 use crate::stream::{StreamError, Streams};
 use body::BodyLimits;
@@ -107,11 +107,8 @@ impl From<StreamError> for Problem {
 
 impl From<crate::stream::decode::DecodeError> for Problem {
     fn from(error: crate::stream::decode::DecodeError) -> Self {
-        let faults = error.faults.iter().map(|fault| Fault {
-            row: fault.row,
-            column: fault.column.clone(),
-            reason: fault.reason.clone(),
-        });
+        let faults =
+            error.faults.iter().map(|fault| Fault { row: fault.row, column: fault.column.clone(), reason: fault.reason.clone() });
         Problem::unprocessable("invalid_rows", error.to_string()).with_errors(faults).with("errors_total", error.total)
     }
 }

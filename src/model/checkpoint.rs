@@ -141,7 +141,13 @@ impl<'a> Store<'a> {
         self.write_manifest(entries.clone())?;
         self.remove_others(&entries)?;
         let oldest_kept = entries.first().map_or(head.version, |oldest| oldest.version);
-        Ok(CheckpointFigures { version: head.version, oldest_kept, state_hash, unix_seconds, seconds: began.elapsed().as_secs_f64() })
+        Ok(CheckpointFigures {
+            version: head.version,
+            oldest_kept,
+            state_hash,
+            unix_seconds,
+            seconds: began.elapsed().as_secs_f64(),
+        })
     }
 
     /// The newest checkpoint that is whole, and what was wrong with newer ones.

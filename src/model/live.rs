@@ -110,7 +110,8 @@ impl Live {
         let waiting = self.stream.head().saturating_sub(status.version.sequence);
         let counters = status.tally.counters;
         let scores = |score: Score| ScoreFigures {
-            accuracy_ratio: (self.stream.schema.is_classified() && score.rows > 0).then(|| score.correct as f64 / score.rows as f64),
+            accuracy_ratio: (self.stream.schema.is_classified() && score.rows > 0)
+                .then(|| score.correct as f64 / score.rows as f64),
             loss: (score.rows > 0).then(|| score.loss / score.rows as f64),
         };
         ModelFigures {

@@ -182,7 +182,8 @@ impl Models {
         let (live, mut driver) = self.assemble(begin, commands, asked, wake)?;
         // What was decided at this very version holds from the first look on.
         driver.execute_due()?;
-        let oldest = driver.live.status.lock().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
+        let oldest =
+            driver.live.status.lock().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
         self.ground.need(&live.stream, live.id, oldest);
         let thread = thread::Builder::new().name(format!("mustela-{}", live.name)).spawn(move || driver.run());
         let thread = thread.map_err(|error| ModelError::Inconsistent(format!("no thread for model `{}`: {error}", live.name)))?;

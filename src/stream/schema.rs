@@ -108,7 +108,7 @@ impl Target {
 pub enum Classes {
     /// So many, numbered from 0.
     Count(usize),
-    /// These; a label may be a name or its place in the list.
+    /// These; a label may be a name, or its place in the list unless names are integers themselves.
     Names(Vec<String>),
 }
 
@@ -148,6 +148,11 @@ impl Schema {
             if !names.insert(name) {
                 return Err(format!("`{name}`: two columns have this name"));
             }
+        }
+        if let [Field::Tensor { name: tensor, .. }] = self.fields.as_slice()
+            && let Some(name) = self.columns().find(|name| is_element_column(tensor, name))
+        {
+            return Err(format!("`{name}`: in CSV this is the column of an element of `{tensor}`; choose another name"));
         }
         if self.row_bytes() > ROW_BYTES_MAX {
             return Err(format!("a row has {} bytes, {ROW_BYTES_MAX} are the most", self.row_bytes()));
@@ -223,6 +228,11 @@ fn check_shape(name: &str, shape: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
+fn is_element_column(tensor: &str, column: &str) -> bool {
+    let index = column.strip_prefix(tensor).and_then(|rest| rest.strip_prefix('_'));
+    index.is_some_and(|index| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn check_classes(name: &str, classes: &Classes) -> Result<(), String> {
     if !(2..=CLASSES_MAX).contains(&classes.count()) {
         return Err(format!("target `{name}`: {} classes, allowed are 2 to {CLASSES_MAX}", classes.count()));
@@ -231,7 +241,9 @@ fn check_classes(name: &str, classes: &Classes) -> Result<(), String> {
     let mut seen = BTreeSet::new();
     for class in names {
         if class.is_empty() || class.len() > LABEL_BYTES_MAX || !seen.insert(class) {
-            return Err(format!("target `{name}`: class `{class}` is empty, longer than {LABEL_BYTES_MAX} bytes, or there twice"));
+            return Err(format!(
+                "target `{name}`: class `{class}` is empty, longer than {LABEL_BYTES_MAX} bytes, or there twice"
+            ));
         }
     }
     Ok(())

@@ -1,5 +1,12 @@
 //! What the tests of behaviour share: a service in this process or in one of its own, and a client that keeps whole answers.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "each test uses its part of this")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test uses its part of this"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -140,7 +147,8 @@ impl Running {
 
     pub async fn with(config: Config) -> Running {
         let (trigger, shutdown) = shutdown::channel();
-        let service = Service::start(config.clone(), Arc::new(FileSystem), serve::kinds(&config).unwrap(), shutdown).await.unwrap();
+        let service =
+            Service::start(config.clone(), Arc::new(FileSystem), serve::kinds(&config).unwrap(), shutdown).await.unwrap();
         let client = Client::new(format!("http://{}", service.address));
         Running { service, client, trigger }
     }

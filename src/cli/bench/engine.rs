@@ -77,7 +77,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.json {
         println!("{}", serde_json::json!({ "steps": steps, "service": service }));
     } else {
-        println!("\nwhole service over HTTP, MLP 784-256-256-10, batches of 64 x 784 u8, 2 connections, durable before acknowledged:");
+        println!(
+            "\nwhole service over HTTP, MLP 784-256-256-10, batches of 64 x 784 u8, 2 connections, durable before acknowledged:"
+        );
         for row in &service {
             println!("  {:<5} {:>8.0} rows/s acknowledged, {:>8.0} rows/s learned", row.format, row.acknowledged, row.learned);
         }
@@ -129,8 +131,7 @@ fn measure(case: &Case, quick: bool) -> Result<Measured, Failure> {
 
 fn trainer(network: Arc<Network>, step_rows: usize) -> Result<Core, Failure> {
     let optimiser = Optimiser::default();
-    let recipe =
-        Recipe { network, optimiser, learning_rate: LEARNING_RATE, seed: autograd::SEED, step_rows, queued_bytes: 0 };
+    let recipe = Recipe { network, optimiser, learning_rate: LEARNING_RATE, seed: autograd::SEED, step_rows, queued_bytes: 0 };
     let plan = recipe.planner().minimum(0);
     let Recipe { network, optimiser, learning_rate, seed, .. } = recipe;
     Ok(Core::new(network, optimiser, learning_rate, plan, seed, Ledger::default())?)
