@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(disk.read(&path).unwrap(), b"old");
         disk.write_atomic(&path, &mut |out| out.write_all(b"new")).unwrap();
         assert_eq!(disk.read(&path).unwrap(), b"new");
-        assert_eq!(disk.list(folder.path()).unwrap(), [path.clone()]);
+        assert_eq!(disk.list(folder.path()).unwrap(), std::slice::from_ref(&path));
         disk.remove(&path).unwrap();
         disk.remove(&path).unwrap();
         assert!(disk.list(&folder.path().join("none")).unwrap().is_empty());

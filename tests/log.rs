@@ -1,5 +1,7 @@
 //! What the log promises: what was acknowledged is there, once, in order, after any end; and what failed was never acknowledged.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};

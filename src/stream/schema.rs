@@ -222,7 +222,7 @@ impl Schema {
 
 fn check_shape(name: &str, shape: &[usize]) -> Result<(), String> {
     let product = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    if !(1..=DIMENSIONS_MAX).contains(&shape.len()) || !product.is_some_and(|product| product > 0) {
+    if !(1..=DIMENSIONS_MAX).contains(&shape.len()) || product.is_none_or(|product| product == 0) {
         return Err(format!("field `{name}`: shape {shape:?}, expected 1 to {DIMENSIONS_MAX} sizes from 1 on"));
     }
     Ok(())

@@ -13,7 +13,7 @@ pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<R
     let (has_id, has_time) = (learns && schema.row_id.is_some(), learns && schema.event_time.is_some());
     let row_bytes = schema.row_bytes();
     let beside = target.map_or(0, |_| 4) + if has_id { 8 } else { 0 } + if has_time { 8 } else { 0 };
-    if body.is_empty() || body.len() % (row_bytes + beside) != 0 {
+    if body.is_empty() || !body.len().is_multiple_of(row_bytes + beside) {
         let has = if learns { "features, target, id and time as the schema has them" } else { "features only" };
         let (length, each) = (body.len(), row_bytes + beside);
         return Err(DecodeError::whole(format!("{length} bytes are no whole number of rows of {each} bytes ({has})")));
