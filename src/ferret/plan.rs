@@ -10,7 +10,7 @@ use crate::fold::BelowMinimum;
 use crate::network::{Network, Optimiser};
 
 /// What one model takes beside the storages that are counted one by one: names, channels, scores, the tensors' own headers.
-const OVERHEAD_BYTES: u64 = 64 << 10;
+const OVERHEAD_BYTES: u64 = 32 << 10;
 
 /// When the newest weights are handed to readers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

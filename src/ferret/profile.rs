@@ -95,11 +95,6 @@ pub fn parameter_bytes(network: &Network) -> u64 {
     parameters.map(|parameter| parameter.elements() as u64 * F32).sum()
 }
 
-/// The first layer that learns: no gradient has to go below it.
-pub fn lowest_trained(network: &Network) -> usize {
-    network.layers.iter().position(|layer| !layer.parameters().is_empty()).unwrap_or(network.layers.len())
-}
-
 /// The most bytes that one step of `rows` rows holds at once; `fuses` says that the optimiser takes factored gradients as they
 /// are ([`crate::network::Optimiser::fuses`]).
 pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
@@ -121,7 +116,7 @@ pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
     walk.release(at);
 
     let mut held_for_update = Vec::new();
-    let lowest = lowest_trained(network);
+    let lowest = network.first_learning_layer();
     for (layer, (cost, kept)) in costs.iter().zip(kept).enumerate().rev() {
         if layer < lowest {
             release_all(&mut walk, [kept.input, kept.output, Some(kept.stash)]);
@@ -148,6 +143,7 @@ pub fn step_bytes(network: &Network, rows: usize, fuses: bool) -> StepBytes {
     for (layer, until_update) in held_for_update {
         let made_dense = if fuses { 0 } else { costs[layer].weight_gradient_dense - costs[layer].weight_gradient };
         let dense = walk.allocate(made_dense, true);
+        walk.note(costs[layer].workspace_update);
         walk.release(dense);
         release_all(&mut walk, until_update.into_iter().map(Some));
     }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::profile::lowest_trained;
 use crate::ledger::{Guard, Ledger, Part};
 use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy};
 
@@ -118,6 +117,9 @@ struct LayerStash {
 struct LayerGradients {
     layer: usize,
     gradients: Vec<Gradient>,
+    /// What the update takes for a moment: scratch, and gradients made dense.
+    scratch: u64,
+    dense: u64,
     _held: Vec<Arc<Guard>>,
 }
 
@@ -169,7 +171,7 @@ impl Stage<'_> {
     ) -> Result<(Option<Counted>, StageGradients)> {
         let mut gradient = output_gradient;
         let mut gathered = Vec::with_capacity(self.layers.len());
-        let lowest = lowest_trained(self.network);
+        let lowest = self.network.first_learning_layer();
         for ((layer, version), kept) in self.layers.clone().zip(versions).zip(stash.0).rev() {
             if layer < lowest {
                 return Ok((None, StageGradients(gathered)));
@@ -185,7 +187,8 @@ impl Stage<'_> {
                 held.push(guard.clone());
                 held.extend(kept.input);
             }
-            gathered.push(LayerGradients { layer, gradients, _held: held });
+            let (scratch, dense) = (cost.workspace_update, cost.weight_gradient_dense - cost.weight_gradient);
+            gathered.push(LayerGradients { layer, gradients, scratch, dense, _held: held });
             if !wanted {
                 return Ok((None, StageGradients(gathered)));
             }
@@ -206,12 +209,14 @@ impl Stage<'_> {
         learning_rate: f64,
         update: u64,
     ) -> Result<()> {
-        for LayerGradients { layer, gradients, _held } in gradients.0 {
+        for LayerGradients { layer, gradients, scratch, dense, _held } in gradients.0 {
             if gradients.is_empty() {
                 continue;
             }
             let state = &mut layers[layer];
             state.make_exclusive(self.ledger)?;
+            let _scratch = self.ledger.take(Part::Workspace, scratch);
+            let _dense = self.ledger.take(Part::Gradients, if optimiser.fuses() { 0 } else { dense });
             for ((weight, moments), gradient) in state.weights.tensors.iter().zip(&state.optimiser).zip(gradients) {
                 optimiser.update(weight, moments, gradient, learning_rate, update)?;
             }

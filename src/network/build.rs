@@ -190,6 +190,13 @@ mod tests {
     }
 
     #[test]
+    fn a_cost_never_overflows() {
+        let network = build(r#"{"architecture":"mnistnet","standardise":true}"#, &[3, 1000, 1000], 10).unwrap();
+        let costs: Vec<_> = network.layers.iter().map(|layer| layer.cost(usize::MAX / 2)).collect();
+        assert_eq!(costs[1].flops_backward, u64::MAX);
+    }
+
+    #[test]
     fn hostile_architectures_are_errors() {
         let layers = |layers: &str| format!(r#"{{"architecture":"layers","layers":[{layers}]}}"#);
         let flat = r#"{"type":"flatten"},{"type":"linear","outputs":2}"#;

@@ -74,6 +74,12 @@ fn numbers(count: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     #[test]
+    fn the_version_of_gemm_is_the_one_in_use() {
+        let locked = format!("name = \"gemm\"\nversion = \"{}\"", super::GEMM);
+        assert!(include_str!("../../Cargo.lock").contains(&locked));
+    }
+
+    #[test]
     fn the_identity_stays_the_same() {
         assert_eq!(super::describe(), super::describe());
         assert_eq!(super::identity(), super::describe());

@@ -42,6 +42,8 @@ pub struct Cost {
     pub workspace_forward: u64,
     /// The most scratch at once in backward; it is freed before backward returns.
     pub workspace_backward: u64,
+    /// The most scratch at once in an update straight from [`Gradient::Outer`], or in making that dense.
+    pub workspace_update: u64,
     /// Fresh storage that backward allocates for the input gradient when it is asked for; 0 where it lies in the output gradient's.
     pub input_gradient: u64,
     /// Fresh storage of the returned dense weight gradients.

@@ -127,3 +127,64 @@ fn by_row<T: Element>(
     }
     (losses, correct)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outputs(values: &[f32], width: usize) -> Tensor {
+        tensor(values.to_vec(), &[values.len() / width, width]).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told() {
+        let classes = Targets::Classes(vec![0]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in 0..3 {
+                let mut values = [0.5f32; 3];
+                values[place] = bad;
+                let evaluated = loss(Loss::SoftmaxCrossEntropy, &outputs(&values, 3), &classes, None).unwrap();
+                assert!(!evaluated.finite, "{values:?}");
+            }
+            let evaluated = loss(Loss::MeanSquaredError, &outputs(&[bad], 1), &Targets::Values(vec![1.0]), None).unwrap();
+            assert!(!evaluated.finite, "{bad}");
+        }
+        let large = loss(Loss::MeanSquaredError, &outputs(&[1e30], 1), &Targets::Values(vec![-1e30]), None).unwrap();
+        assert!(!large.finite, "the square of the error is infinite");
+        let sure = loss(Loss::SoftmaxCrossEntropy, &outputs(&[1e30, -1e30], 2), &classes, None).unwrap();
+        assert!(sure.finite);
+    }
+
+    #[test]
+    fn losses_are_the_rows_own_and_gradients_weighted() {
+        let outputs = outputs(&[0.0, 0.0, 1.0, 3.0], 2);
+        let targets = Targets::Classes(vec![0, 1]);
+        let plain = loss(Loss::SoftmaxCrossEntropy, &outputs, &targets, None).unwrap();
+        let weighted = loss(Loss::SoftmaxCrossEntropy, &outputs, &targets, Some(&[2.0, 0.0])).unwrap();
+        assert_eq!(plain.losses, weighted.losses);
+        assert_eq!((plain.correct, weighted.correct), (2, 2));
+        assert!((plain.losses[0] - 2f32.ln()).abs() < 1e-6);
+        assert_eq!(*read::<f32>(&weighted.gradient).unwrap(), [-0.5, 0.5, 0.0, 0.0]);
+        let soft = Targets::Soft(tensor(vec![1f32, 0., 0., 1.], &[2, 2]).unwrap());
+        let same = loss(Loss::SoftmaxCrossEntropy, &outputs, &soft, None).unwrap();
+        assert_eq!((same.losses, same.correct), (plain.losses, 2));
+    }
+
+    #[test]
+    fn targets_must_fit() {
+        let outputs = outputs(&[0.0; 6], 3);
+        for (kind, targets) in [
+            (Loss::SoftmaxCrossEntropy, Targets::Classes(vec![0])),
+            (Loss::SoftmaxCrossEntropy, Targets::Classes(vec![0, 3])),
+            (Loss::SoftmaxCrossEntropy, Targets::Values(vec![0.0, 1.0])),
+            (Loss::SoftmaxCrossEntropy, Targets::Soft(tensor(vec![0f32; 4], &[2, 2]).unwrap())),
+            (Loss::MeanSquaredError, Targets::Classes(vec![0, 1])),
+            (Loss::MeanSquaredError, Targets::Values(vec![0.0, 1.0])),
+        ] {
+            assert!(loss(kind, &outputs, &targets, None).is_err(), "{kind:?} {targets:?}");
+        }
+        assert!(loss(Loss::SoftmaxCrossEntropy, &outputs, &Targets::Classes(vec![0, 1]), Some(&[1.0])).is_err());
+        let sums = probabilities(&outputs).unwrap();
+        assert!(sums.chunks(3).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6));
+    }
+}

@@ -72,6 +72,11 @@ impl Network {
         self.layers.iter().enumerate().map(|(number, layer)| named(number, layer.as_ref())).collect()
     }
 
+    /// The first layer that learns. A backward stops here and asks this layer for no input gradient: nobody below needs one.
+    pub fn first_learning_layer(&self) -> usize {
+        self.layers.iter().position(|layer| !layer.parameters().is_empty()).unwrap_or(self.layers.len())
+    }
+
     /// Whether the first layer keeps statistics of its input, which [`Network::observe`] brings up to date.
     pub fn observes(&self) -> bool {
         self.layers.first().is_some_and(|layer| !layer.statistics().is_empty())
@@ -86,7 +91,7 @@ impl Network {
         Ok(())
     }
 
-    /// The outputs for `input`, `[rows, outputs]`: the same bits as the forwards in training give. `weights` are those of each layer.
+    /// The outputs for `input`, `[rows, outputs]`: with as many rows, the bits that forwards in training give. `weights` are each layer's.
     /// The caller may keep `input`: its storage is only read.
     pub fn predict<'a>(&self, weights: impl IntoIterator<Item = &'a [Tensor]>, input: Tensor) -> Result<Tensor> {
         let mut weights = weights.into_iter();
@@ -111,6 +116,7 @@ mod tests {
         assert_eq!(names[0], ["0.standardise.count", "0.standardise.mean", "0.standardise.m2"]);
         assert_eq!(names[1], ["1.linear.weight", "1.linear.bias"]);
         assert!(names[2].is_empty());
+        assert_eq!(network.first_learning_layer(), 1);
         let flat = |seed| -> Vec<f32> {
             let weights = network.initial_weights(seed).unwrap();
             weights[1].iter().flat_map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()

@@ -301,3 +301,93 @@ impl InplaceOp3 for Adam {
 fn same_length(a: usize, b: usize) -> Result<()> {
     if a == b { Ok(()) } else { Err(Error::Msg(format!("sizes {a} and {b} do not fit each other"))) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::tensor::{read, tensor};
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|index| (((index + seed) * 37 + 11) % 23) as f32 / 11.0 - 1.0).collect()
+    }
+
+    fn outer(rows: usize, outputs: usize, inputs: usize) -> Gradient {
+        Gradient::Outer {
+            output_gradient: tensor(numbers(rows * outputs, 3), &[rows, outputs]).unwrap(),
+            input: tensor(numbers(rows * inputs, 5), &[rows, inputs]).unwrap(),
+        }
+    }
+
+    /// Three steps, fused or dense; the weights and state after them.
+    fn run(optimiser: Optimiser, rows: usize, fused: bool) -> Vec<f32> {
+        let (outputs, inputs) = (7, 19);
+        let of = |values| tensor(values, &[outputs, inputs]).unwrap();
+        let weight = of(numbers(outputs * inputs, 1));
+        let state: Vec<Tensor> = (0..optimiser.state_count()).map(|_| of(vec![0f32; outputs * inputs])).collect();
+        for step in 1..=3 {
+            let gradient = outer(rows, outputs, inputs);
+            let gradient = if fused { gradient } else { Gradient::Dense(gradient.dense().unwrap()) };
+            optimiser.update(&weight, &state, gradient, 0.1, step).unwrap();
+        }
+        let all = std::iter::once(&weight).chain(&state);
+        all.flat_map(|tensor| read::<f32>(tensor).unwrap().to_vec()).collect()
+    }
+
+    #[test]
+    fn a_fused_update_is_the_dense_one() {
+        for optimiser in [
+            Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 },
+            Optimiser::Sgd { momentum: 0.0, weight_decay: 0.1 },
+            Optimiser::Sgd { momentum: 0.9, weight_decay: 0.1 },
+            Optimiser::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 },
+        ] {
+            for rows in [1, 2, 5, 33] {
+                let (fused, dense) = (run(optimiser, rows, true), run(optimiser, rows, false));
+                let scale = dense.iter().fold(1f32, |largest, value| largest.max(value.abs()));
+                for (fused, dense) in fused.iter().zip(&dense) {
+                    assert!((fused - dense).abs() < 2e-6 * scale, "{optimiser:?}, {rows} rows: {fused} and {dense}");
+                }
+                assert_eq!(fused, run(optimiser, rows, true), "the same twice");
+            }
+        }
+    }
+
+    #[test]
+    fn adamw_is_its_formula() {
+        let optimiser = Optimiser::AdamW { beta1: 0.8, beta2: 0.9, epsilon: 1e-3, weight_decay: 0.2 };
+        let [weight, mean, square] = [2.0f64, 0.0, 0.0].map(|value| tensor(vec![value], &[1]).unwrap());
+        let (mut w, mut m, mut v) = (2.0f64, 0.0f64, 0.0f64);
+        for (step, g) in [(1u64, 0.5f64), (2, -1.5), (3, 0.25)] {
+            let gradient = Gradient::Dense(tensor(vec![g], &[1]).unwrap());
+            optimiser.update(&weight, &[mean.clone(), square.clone()], gradient, 0.1, step).unwrap();
+            (m, v) = (0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g);
+            let (m_hat, v_hat) = (m / (1.0 - 0.8f64.powi(step as i32)), v / (1.0 - 0.9f64.powi(step as i32)));
+            w = w * (1.0 - 0.1 * 0.2) - 0.1 * m_hat / (v_hat.sqrt() + 1e-3);
+            assert!((read::<f64>(&weight).unwrap()[0] - w).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn settings_are_checked_and_sizes_too() {
+        for (text, good) in [
+            (r#"{"type":"sgd"}"#, true),
+            (r#"{"type":"sgd","momentum":0.9,"weight_decay":0}"#, true),
+            (r#"{"type":"adamw"}"#, true),
+            (r#"{"type":"sgd","momentum":1}"#, false),
+            (r#"{"type":"sgd","weight_decay":-1}"#, false),
+            (r#"{"type":"adamw","beta1":-0.1}"#, false),
+            (r#"{"type":"adamw","beta2":1.0}"#, false),
+            (r#"{"type":"adamw","epsilon":0}"#, false),
+        ] {
+            let optimiser: Optimiser = serde_json::from_str(text).unwrap();
+            assert_eq!(optimiser.validate().is_ok(), good, "{text}");
+            assert_eq!(optimiser.state_names().len(), optimiser.state_count());
+        }
+        assert!(serde_json::from_str::<Optimiser>(r#"{"type":"sgd","nesterov":true}"#).is_err());
+        let (weight, sgd) = (tensor(vec![0f32; 6], &[2, 3]).unwrap(), Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 });
+        let wrong = Gradient::Dense(tensor(vec![0f32; 5], &[5]).unwrap());
+        assert!(sgd.update(&weight, &[], wrong, 0.1, 1).is_err());
+        assert!(sgd.update(&weight, &[], outer(2, 3, 3), 0.1, 1).is_err());
+        assert!(sgd.update(&weight, std::slice::from_ref(&weight), outer(2, 2, 3), 0.1, 1).is_err());
+    }
+}

@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 use gemm::Parallelism;
+use gemm_common::cache::{CACHE_INFO, KernelParams, kernel_params};
+use gemm_common::gemm::DEFAULT_RHS_PACKING_THRESHOLD;
 
 use crate::network::element::Element;
 
@@ -67,15 +69,55 @@ pub(crate) fn accumulate<T: Element>(
     unsafe { call(target.as_mut_ptr(), row_stride, Some(keep), scale, left, right) };
 }
 
-/// Bytes that the `gemm` crate may take for packing during an `m × k` by `k × n` product, at most, beside a slab the size of
-/// the second-level cache that each thread keeps.
-pub(crate) fn workspace_bytes(m: usize, n: usize, k: usize, element_bytes: usize) -> u64 {
-    // Upper bounds of its register and cache blocking (gemm-common 0.19, `kernel_params`), for both ways to lay out a product.
-    let (wide, depth) = (|size: usize| size.next_multiple_of(64) as u64, k.min(1024) as u64);
-    if k <= 2 || m <= 1 || n <= 1 {
+/// How the `gemm` crate cuts an f32 product into register blocks on this processor (gemm-f32 0.19, `microkernel`).
+struct Blocking {
+    lanes: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Blocking {
+    fn here() -> Blocking {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::is_x86_feature_detected!("avx512f") {
+                return Blocking { lanes: 16, rows: 64, columns: 6 };
+            }
+            if std::is_x86_feature_detected!("fma") {
+                return Blocking { lanes: 8, rows: 16, columns: 6 };
+            }
+        }
+        Blocking { lanes: 1, rows: 2, columns: 4 }
+    }
+}
+
+/// Bytes that the `gemm` crate takes for packing during an f32 product of `m × k` and `k × n` into rows, beside a slab the size of
+/// the second-level cache that each thread keeps. The rules are the crate's own (gemm-common 0.19, `gemm_basic_generic`, one
+/// thread); a test holds them to the allocator.
+pub(crate) fn packing_bytes(m: usize, n: usize, k: usize, left_transposed: bool, right_transposed: bool) -> u64 {
+    /// What aligning the two packed operands to cache lines may add.
+    const ALIGNMENT_BYTES: u64 = 512;
+    const ELEMENT_BYTES: usize = size_of::<f32>();
+    // A target that lies in rows makes the crate compute the transpose: its left is our right.
+    let (m, n) = (n, m);
+    let dots = right_transposed && !left_transposed && m.saturating_mul(n) <= 256;
+    if k <= 2 || m <= 1 || n <= 1 || dots {
         return 0;
     }
-    depth.saturating_mul(wide(m).saturating_add(wide(n))).saturating_mul(element_bytes as u64).saturating_add(1024)
+    let Blocking { lanes, rows, columns } = Blocking::here();
+    let KernelParams { kc, mc, nc } = if m <= 64 && n <= 64 {
+        let kc = k.min(512);
+        let mc = CACHE_INFO[1].cache_bytes / ELEMENT_BYTES / kc / rows * rows;
+        KernelParams { kc, mc, nc: n.next_multiple_of(columns) }
+    } else {
+        kernel_params(m, n, k, rows, columns, ELEMENT_BYTES)
+    };
+    let nc = if nc > 0 { nc } else { 128 * columns };
+    let packs_right = if left_transposed { m > 2 * rows } else { m > DEFAULT_RHS_PACKING_THRESHOLD * rows };
+    let packs_left = m <= 2 * mc && (m % lanes != 0 || right_transposed);
+    let right = if packs_right { kc * nc / columns * columns } else { 0 };
+    let left = if packs_left { kc * m.next_multiple_of(rows) } else { 0 };
+    ((right + left) * ELEMENT_BYTES) as u64 + ALIGNMENT_BYTES
 }
 
 /// # Safety

@@ -58,31 +58,52 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, x: &[T], want_places: boo
 
 #[inline(always)]
 fn pool_plane<T: Element>(geometry: Geometry, x: &[T], y: &mut [T], places: &mut [u8]) {
+    match geometry.output_width() {
+        16.. => pool_lines::<T, 16>(geometry, x, y, places),
+        8.. => pool_lines::<T, 8>(geometry, x, y, places),
+        4.. => pool_lines::<T, 4>(geometry, x, y, places),
+        _ => pool_lines::<T, 1>(geometry, x, y, places),
+    }
+}
+
+/// Pools `LANES` windows at a time; `LANES` is no more than the columns of a line.
+#[inline(always)]
+fn pool_lines<T: Element, const LANES: usize>(geometry: Geometry, x: &[T], y: &mut [T], places: &mut [u8]) {
     let Geometry { width, window, .. } = geometry;
     let columns = geometry.output_width();
     let lines = y.chunks_exact_mut(columns).zip(places.chunks_exact_mut(columns));
     for (band, (y, places)) in x.chunks_exact(width * window).zip(lines) {
-        for (offset_y, line) in band.chunks_exact(width).enumerate() {
-            for offset_x in 0..window {
-                let place = (offset_y * window + offset_x) as u8;
-                let windows = line.chunks_exact(window);
-                if place == 0 {
-                    for ((best, at), window) in y.iter_mut().zip(places.iter_mut()).zip(windows) {
-                        (*best, *at) = (window[0], 0);
-                    }
-                    continue;
-                }
-                for ((best, at), window) in y.iter_mut().zip(places.iter_mut()).zip(windows) {
-                    let value = window[offset_x];
-                    // NaN is unequal to itself; once it is the best, nothing is larger.
-                    #[allow(clippy::eq_op, reason = "tells NaN from numbers without a branch")]
-                    let better = (value > *best) | (value != value);
-                    *best = if better { value } else { *best };
-                    *at = if better { place } else { *at };
-                }
+        for start in (0..columns).step_by(LANES) {
+            // The last block begins early enough to be whole; some windows are then done twice.
+            let start = start.min(columns - LANES);
+            let (best, place) = pool_block::<T, LANES>(geometry, &band[start * window..]);
+            y[start..start + LANES].copy_from_slice(&best);
+            places[start..start + LANES].copy_from_slice(&place);
+        }
+    }
+}
+
+/// Pools windows that lie side by side from the start of `band` on. Places are worked on in numbers as wide as f32 elements, so
+/// that both can be chosen by the same vector mask.
+#[inline(always)]
+fn pool_block<T: Element, const LANES: usize>(geometry: Geometry, band: &[T]) -> ([T; LANES], [u8; LANES]) {
+    let Geometry { width, window, .. } = geometry;
+    let (mut best, mut places) = ([T::zero(); LANES], [0u32; LANES]);
+    for offset_y in 0..window {
+        let line = &band[offset_y * width..][..LANES * window];
+        for offset_x in 0..window {
+            let number = (offset_y * window + offset_x) as u32;
+            for lane in 0..LANES {
+                let value = line[lane * window + offset_x];
+                // NaN is unequal to itself; once it is the best, nothing is larger.
+                #[allow(clippy::eq_op, reason = "tells NaN from numbers without a branch")]
+                let better = (number == 0) | (value > best[lane]) | (value != value);
+                best[lane] = if better { value } else { best[lane] };
+                places[lane] = if better { number } else { places[lane] };
             }
         }
     }
+    (best, places.map(|place| place as u8))
 }
 
 /// The gradient of [`forward`]: each window's goes to the element that was the largest, and the others get zero.

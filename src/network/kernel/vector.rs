@@ -1,20 +1,26 @@
-//! Products of one matrix and one vector, and rank-one updates: what a linear layer does at batch 1.
+//! Products of one matrix and a few vectors, and rank-one updates: what a linear layer does at batch 1 and little above.
 //!
-//! A general product packs its operands first, which costs more than the arithmetic when there is one row.
+//! A general product packs its operands first, which costs more than the arithmetic when there are few rows.
 
 use super::dispatch;
 use crate::network::element::Element;
 
-/// Partial sums of a dot product: its order is fixed by this number, whatever the processor.
-const LANES: usize = 64;
+/// Partial sums of a dot product, as wide as the widest vector register: its order is fixed by this, whatever the processor.
+const LANES: usize = 16;
+/// Vectors of partial sums, so that one need not wait for the other.
+const STREAMS: usize = 4;
 
-/// `result[i] += matrix[i] · x` for each row of `matrix`.
-pub(crate) fn add_matrix_vector<T: Element>(result: &mut [T], matrix: &[T], x: &[T]) {
+/// `results[i][j] += matrix[j] · vectors[i]`, for a few vectors of `width` elements each. A sum's bits are the same whatever the
+/// number of vectors, and each row of `matrix` is read from memory once.
+pub(crate) fn add_matrix_vectors<T: Element>(results: &mut [T], matrix: &[T], vectors: &[T], width: usize) {
+    let rows = matrix.len() / width.max(1);
     dispatch(
         #[inline(always)]
         || {
-            for (sum, row) in result.iter_mut().zip(matrix.chunks_exact(x.len().max(1))) {
-                *sum += dot(row, x);
+            for (index, row) in matrix.chunks_exact(width.max(1)).enumerate() {
+                for (results, vector) in results.chunks_exact_mut(rows).zip(vectors.chunks_exact(width)) {
+                    results[index] += dot(row, vector);
+                }
             }
         },
     );
@@ -77,25 +83,34 @@ fn add_scaled<T: Element>(target: &mut [T], factor: T, source: &[T]) {
 
 #[inline(always)]
 fn dot<T: Element>(a: &[T], b: &[T]) -> T {
-    let mut lanes = [T::zero(); LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let mut sums = [[T::zero(); LANES]; STREAMS];
+    let (a_chunks, b_chunks) = (a.chunks_exact(STREAMS * LANES), b.chunks_exact(STREAMS * LANES));
     let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
     for (a, b) in a_chunks.zip(b_chunks) {
+        for (stream, sums) in sums.iter_mut().enumerate() {
+            let (a, b) = (&a[stream * LANES..][..LANES], &b[stream * LANES..][..LANES]);
+            for lane in 0..LANES {
+                sums[lane] = a[lane].fused(b[lane], sums[lane]);
+            }
+        }
+    }
+    let [mut sum, others @ ..] = sums;
+    for (a, b) in a_rest.chunks(LANES).zip(b_rest.chunks(LANES)) {
+        for (sum, (&a, &b)) in sum.iter_mut().zip(a.iter().zip(b)) {
+            *sum = a.fused(b, *sum);
+        }
+    }
+    for other in others {
         for lane in 0..LANES {
-            lanes[lane] = a[lane].fused(b[lane], lanes[lane]);
+            sum[lane] += other[lane];
         }
     }
-    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-        *lane = a.fused(b, *lane);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            sum[lane] += sum[lane + half];
         }
-        width /= 2;
     }
-    lanes[0]
+    sum[0]
 }
 
 #[cfg(test)]
@@ -104,18 +119,18 @@ mod tests {
 
     #[test]
     fn they_agree_with_their_definitions() {
-        for width in [1, 7, 64, 200] {
+        for (width, rows) in [(1, 3), (7, 3), (64, 9), (200, 4)] {
             let row: Vec<f64> = (0..width).map(|i| (i % 13) as f64 - 6.0).collect();
-            let matrix: Vec<f64> = (0..3 * width).map(|i| (i % 11) as f64 - 5.0).collect();
-            let factors = [2.0, 0.0, -3.0];
-            let mut sums = [1.0; 3];
-            add_matrix_vector(&mut sums, &matrix, &row);
+            let matrix: Vec<f64> = (0..rows * width).map(|i| (i % 11) as f64 - 5.0).collect();
+            let factors: Vec<f64> = [2.0, 0.0, -3.0].into_iter().cycle().take(rows).collect();
+            let mut sums = vec![1.0; rows];
+            add_matrix_vectors(&mut sums, &matrix, &row, width);
             let mut combined = vec![1.0; width];
             add_vector_matrix(&mut combined, &factors, &matrix);
             let mut updated = matrix.clone();
             update_outer(&mut updated, 0.5, 2.0, &factors, &row);
             let product = outer(&factors, &row);
-            for i in 0..3 {
+            for i in 0..rows {
                 let expected: f64 = 1.0 + (0..width).map(|j| matrix[i * width + j] * row[j]).sum::<f64>();
                 assert_eq!(sums[i], expected);
                 for (j, value) in row.iter().enumerate() {
@@ -125,7 +140,7 @@ mod tests {
                 }
             }
             for j in 0..width {
-                assert_eq!(combined[j], 1.0 + (0..3).map(|i| factors[i] * matrix[i * width + j]).sum::<f64>());
+                assert_eq!(combined[j], 1.0 + (0..rows).map(|i| factors[i] * matrix[i * width + j]).sum::<f64>());
             }
         }
     }

@@ -72,13 +72,14 @@ impl Layer for Conv2d {
         let weights = bytes(&self.weight_shape()).saturating_add(bytes(&[outputs]));
         let patches = bytes(&[patch, columns]);
         // Backward's products: the weight gradient over the tile's positions, and the patches' gradient over the outputs.
-        let packing = gemm::workspace_bytes(outputs, patch, columns, 4).max(gemm::workspace_bytes(patch, columns, outputs, 4));
+        let of_weights = gemm::packing_bytes(outputs, patch, columns, false, false);
+        let packing = of_weights.max(gemm::packing_bytes(patch, columns, outputs, true, false));
         let flops = times(&[2, rows, outputs, self.geometry.plane(), patch]);
         Cost {
             weights,
             output: bytes(&with_rows(rows, &self.output_shape)),
             keeps_input: true,
-            workspace_forward: patches.saturating_add(gemm::workspace_bytes(outputs, columns, patch, 4)),
+            workspace_forward: patches.saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
             workspace_backward: patches
                 .saturating_add(bytes(&[self.geometry.padded_image()]))
                 .saturating_add(packing)

@@ -1,0 +1,129 @@
+//! Promise 4: what the plan predicts, what the ledger counts and what the allocator sees agree, and the allocator stays under the
+//! budget. A file of its own with one test, because the allocator is the process's: each part is one model in a quiet process.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mustela::allocator;
+use mustela::ferret::pool::Pool;
+use mustela::ferret::trainer::{Recipe, Trainer};
+use mustela::fold::{Fold, Step, Verdict};
+use mustela::network::{Architecture, Loss, Network, Optimiser};
+use mustela::rows::{Block, Element, Rows, Target};
+
+#[global_allocator]
+static ALLOCATOR: allocator::Counting = allocator::Counting;
+
+const SLACK_BYTES: u64 = 64 << 10;
+
+/// `count` rows of bytes that are always the same ones.
+fn rows(width: usize, count: usize) -> Rows {
+    let bytes: Vec<u8> = (0..width * count).map(|index| (index * 31 % 251) as u8).collect();
+    let target = Some(Target::Classes((0..count as u32).map(|row| row % 10).collect()));
+    Rows { count, blocks: vec![Block { element: Element::U8, width, bytes: Bytes::from(bytes) }], target, ..Rows::default() }
+}
+
+fn agree(what: &str, one: u64, other: u64) {
+    let tolerance = SLACK_BYTES.max(one / 20);
+    assert!(one.abs_diff(other) <= tolerance, "{what}: {one} and {other} differ by more than {tolerance}");
+}
+
+struct Case {
+    name: &'static str,
+    architecture: Architecture,
+    input: Vec<usize>,
+    optimiser: Optimiser,
+    step_rows: usize,
+    /// Within the budget of the smallest plan, or unconstrained.
+    constrained: bool,
+}
+
+/// Trains one network with readers coming and going, and holds the three columns to each other.
+fn check(case: Case, pool: &Pool) {
+    let Case { name, architecture, input, optimiser, step_rows, constrained } = case;
+    let width = input.iter().product();
+    let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+    let rows = rows(width, step_rows);
+    let recipe = Recipe { network: Arc::new(network), optimiser, learning_rate: 0.01, seed: 1, step_rows, queued_bytes: 0 };
+    let minimum = recipe.planner().minimum(0);
+    let budget = constrained.then(|| minimum.bytes.total());
+    let plan = recipe.planner().choose(0, budget).unwrap();
+
+    let before = allocator::live_bytes();
+    allocator::reset_peak();
+    let mut trainer = Trainer::new(recipe, plan.clone(), pool.clone()).unwrap();
+    let mut outcomes = Vec::with_capacity(1);
+    let mut published = trainer.snapshot().unwrap();
+    for step in 0..12u64 {
+        let first = 1 + step * step_rows as u64;
+        trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
+        trainer.drain(&mut outcomes).unwrap();
+        assert_eq!(outcomes.pop().unwrap().verdict, Verdict::Learned);
+        if step % 3 == 2 {
+            // A reader holds the last snapshot for a moment while the next one is made, where the plan has room for it.
+            let last = published.take().filter(|_| !constrained);
+            published = trainer.snapshot().unwrap();
+            drop(last);
+        }
+        let live = allocator::live_bytes() - before;
+        agree(&format!("{name}: ledger and allocator between steps"), live, trainer.ledger().total());
+    }
+    let peak = allocator::peak_bytes() - before;
+    let high_water = trainer.ledger().high_water();
+    let planned = plan.bytes.total();
+    println!("{name}: planned {planned}, ledger {high_water}, allocator {peak}");
+    agree(&format!("{name}: ledger's and allocator's high-water marks"), peak, high_water);
+    assert!(high_water <= planned, "{name}: the ledger's high-water mark {high_water} is over the plan's {planned}");
+    assert!(peak <= budget.unwrap_or(planned), "{name}: the allocator's high-water mark {peak} is over {planned}");
+    if constrained {
+        agree(&format!("{name}: planned and measured"), planned, peak);
+    }
+    drop((trainer, published));
+    agree(&format!("{name}: nothing is left"), allocator::live_bytes() - before.min(allocator::live_bytes()), 0);
+}
+
+/// A step that is large enough to touch everything that a thread keeps.
+fn warm_up(pool: &Pool) {
+    let architecture = Architecture::ConvNet { standardise: Some(false) };
+    let network = Arc::new(Network::build(&architecture, &[3, 32, 32], 10, Loss::SoftmaxCrossEntropy, false).unwrap());
+    let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
+    let recipe = Recipe { network, optimiser, learning_rate: 0.01, seed: 1, step_rows: 64, queued_bytes: 0 };
+    let plan = recipe.planner().minimum(0);
+    let mut trainer = Trainer::new(recipe, plan, pool.clone()).unwrap();
+    let mut outcomes = Vec::new();
+    trainer.apply(Step { first: 1, rows: rows(3 * 32 * 32, 64) }, &mut outcomes).unwrap();
+    trainer.drain(&mut outcomes).unwrap();
+}
+
+#[test]
+fn plan_ledger_and_allocator_agree() {
+    let pool = Pool::new(1, 0).unwrap();
+    let sgd = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
+    let momentum = Optimiser::Sgd { momentum: 0.9, weight_decay: 0.0 };
+    let adamw = Optimiser::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let mlp = || Architecture::Mlp { hidden: vec![256, 256], standardise: Some(false) };
+    let standardised = || Architecture::Mlp { hidden: vec![64], standardise: Some(true) };
+    let conv = || Architecture::ConvNet { standardise: Some(false) };
+    let mnist = || Architecture::MnistNet { standardise: Some(false) };
+    let case = |name, architecture, input: &[usize], optimiser, step_rows, constrained| Case {
+        name,
+        architecture,
+        input: input.to_vec(),
+        optimiser,
+        step_rows,
+        constrained,
+    };
+    // The gemm's packing space, one for each compute thread, belongs to the process: here it comes before the first model.
+    warm_up(&pool);
+    for constrained in [false, true] {
+        check(case("MLP, batch 1", mlp(), &[784], sgd, 1, constrained), &pool);
+        check(case("MLP, batch 64", mlp(), &[784], sgd, 64, constrained), &pool);
+        check(case("MLP, momentum, batch 16", mlp(), &[784], momentum, 16, constrained), &pool);
+        check(case("MLP, AdamW, batch 64", mlp(), &[784], adamw, 64, constrained), &pool);
+        check(case("standardised MLP, batch 32", standardised(), &[100], sgd, 32, constrained), &pool);
+        check(case("ConvNet, batch 16", conv(), &[3, 32, 32], sgd, 16, constrained), &pool);
+        check(case("ConvNet, AdamW, batch 64", conv(), &[3, 32, 32], adamw, 64, constrained), &pool);
+        check(case("MNISTNet, momentum, batch 16", mnist(), &[1, 28, 28], momentum, 16, constrained), &pool);
+    }
+}
