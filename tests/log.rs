@@ -42,6 +42,13 @@ fn rows(first: usize, count: usize) -> Rows {
     }
 }
 
+/// 256 rows that cannot be compressed.
+fn noise(seed: usize) -> Rows {
+    let mut bytes = vec![0; WIDTH * 256];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    Rows { blocks: vec![Block { element: Element::U8, width: WIDTH, bytes: bytes.into() }], ..rows(0, 256) }
+}
+
 /// Hooks that count commits and fatal errors.
 #[derive(Clone, Default)]
 struct Counts {
@@ -314,6 +321,27 @@ fn a_record_that_was_altered_is_never_read_as_rows() {
     assert!(matches!(stream.read_rows(5), Err(StreamError::Corrupt { .. })));
 }
 
+#[test]
+fn a_file_that_was_altered_on_the_disk_is_never_read_as_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let house = open(folder.path());
+    let (stream, _) = house.streams.create("s", schema()).unwrap();
+    house.append(&stream, noise(0), None).unwrap();
+    house.append(&stream, noise(1), None).unwrap();
+    drop(stream);
+    house.close();
+    let path = folder.path().join("log.redb");
+    let mut bytes = FileSystem.read(&path).unwrap();
+    let pattern = noise(1).blocks[0].bytes.slice(WIDTH..WIDTH + 32);
+    let at = bytes.windows(32).position(|window| window == &pattern[..]).unwrap();
+    bytes[at] ^= 1;
+    FileSystem.write_atomic(&path, &mut |out| out.write_all(&bytes)).unwrap();
+    let house = open(folder.path());
+    let stream = house.streams.get("s").unwrap();
+    assert_eq!(stream.read_rows(1).unwrap().unwrap().1, noise(0));
+    assert!(matches!(stream.read_rows(257), Err(StreamError::Corrupt { from: 257, .. })));
+}
+
 /// A disk whose log fails when it is told to: at the next write, or only at the next sync.
 #[derive(Clone, Debug, Default)]
 struct Failing {
@@ -428,11 +456,6 @@ fn a_key_is_refused_while_its_post_is_under_way_and_a_full_log_refuses_all() {
     assert_eq!(wait(other.receipt()).unwrap().last, 10);
     assert!(wait(made.submit(&stream, rows(0, 5), key()).unwrap().receipt()).unwrap().replayed);
 
-    let noise = |row: usize| {
-        let mut bytes = vec![0; WIDTH * 256];
-        blake3::Hasher::new().update(&row.to_le_bytes()).finalize_xof().fill(&mut bytes);
-        Rows { blocks: vec![Block { element: Element::U8, width: WIDTH, bytes: bytes.into() }], ..rows(0, 256) }
-    };
     wait(made.submit(&stream, noise(0), None).unwrap().receipt()).unwrap();
     let full = made.submit(&stream, noise(1), None);
     assert!(matches!(full, Err(StreamError::Full { bytes_max, .. }) if bytes_max == 2 << 20), "{full:?}");

@@ -269,6 +269,63 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_served_is_refused_with_a_reason() {
+        let x = r#"{"name":"x","type":"numeric"}"#;
+        let field = |field: &str| format!(r#"{{"fields":[{field}]}}"#);
+        let tensor = |shape: &str| field(&format!(r#"{{"name":"t","type":"tensor","shape":{shape},"element":"u8"}}"#));
+        let target = |target: &str| format!(r#"{{"fields":[{x}],"target":{target}}}"#);
+        let many =
+            |count: usize| (0..count).map(|i| format!(r#"{{"name":"c{i}","type":"numeric"}}"#)).collect::<Vec<_>>().join(",");
+        let cases = [
+            (field(""), "fields: 0"),
+            (field(&many(FIELDS_MAX + 1)), "fields: 4097"),
+            (field(&format!("{x},{x}")), "two columns have this name"),
+            (format!(r#"{{"fields":[{x}],"row_id":"x"}}"#), "two columns have this name"),
+            (field(r#"{"name":"","type":"numeric"}"#), "a column's name"),
+            (field(r#"{"name":"x","type":"text"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"image"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"categorical"}"#), "reserved and not served"),
+            (field(&format!(r#"{x},{{"name":"t","type":"tensor","shape":[2],"element":"u8"}}"#)), "exactly one tensor"),
+            (tensor("[]"), "1 to 4 sizes"),
+            (tensor("[1,1,1,1,1]"), "1 to 4 sizes"),
+            (tensor("[0]"), "1 to 4 sizes"),
+            (tensor("[4294967296,4294967296,4294967296]"), "1 to 4 sizes"),
+            (tensor(&format!("[{}]", ROW_BYTES_MAX + 1)), "a row has"),
+            (target(r#"{"name":"y","type":"classes","classes":1}"#), "1 classes"),
+            (target(&format!(r#"{{"name":"y","type":"classes","classes":{}}}"#, CLASSES_MAX + 1)), "65537 classes"),
+            (target(r#"{"name":"y","type":"classes","classes":["a","a"]}"#), "there twice"),
+            (
+                r#"{"fields":[{"name":"t","type":"tensor","shape":[2],"element":"u8"}],"row_id":"t_7"}"#.to_owned(),
+                "the column of an element",
+            ),
+        ];
+        for (json, reason) in cases {
+            let error = schema(&json).validate().unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+        for json in [
+            field(&many(FIELDS_MAX)),
+            tensor(&format!("[{ROW_BYTES_MAX}]")),
+            target(&format!(r#"{{"name":"y","type":"classes","classes":{CLASSES_MAX}}}"#)),
+            target(r#"{"name":"y","type":"classes","classes":2}"#),
+            target("null"),
+        ] {
+            assert_eq!(schema(&json).validate(), Ok(()), "{:.80}", json);
+        }
+        for json in [
+            format!(r#"{{"fields":[{x}],"colour":1}}"#),
+            field(r#"{"name":"x","type":"numeric","shape":[1]}"#),
+            field(r#"{"name":"t","type":"tensor","shape":[2]}"#),
+            field(r#"{"name":"t","type":"tensor","element":"u8"}"#),
+            field(r#"{"name":"t","type":"tensor","shape":[-1],"element":"u8"}"#),
+            target(r#"{"name":"y","type":"classes"}"#),
+            target(r#"{"name":"y","type":"regression","classes":3}"#),
+        ] {
+            assert!(serde_json::from_str::<Schema>(&json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
     fn a_schema_reads_back_as_it_was_written() {
         for text in [
             r#"{"fields":[{"type":"numeric","name":"x"}],"target":{"type":"classes","name":"y","classes":["a","b"]},"row_id":"id"}"#,
