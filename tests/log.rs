@@ -117,7 +117,7 @@ fn read_all(stream: &Stream, from: u64) -> (u64, Vec<u8>) {
         seen.extend(rows.blocks[0].bytes.iter().step_by(WIDTH));
         at = first + rows.count as u64;
     }
-    (began.unwrap_or(at), seen)
+    (began.unwrap_or(stream.head() + 1), seen)
 }
 
 fn numbered(from: usize, to: usize) -> Vec<u8> {

@@ -102,7 +102,8 @@ fn write(log: &dyn Log, queue: &Receiver<Request>, group_max: usize, hooks: &Hoo
                     reply(Err(error.clone()));
                 }
                 (hooks.fatal)(&error);
-                return;
+                // A request that came meanwhile lies in the channel for as long as anybody may send: it must be answered.
+                queue.iter().for_each(|late| (late.reply)(Err(LogError::Closed)));
             }
         }
     }
