@@ -175,6 +175,12 @@ pub enum Predictions {
 }
 
 impl Predictions {
+    /// Whether every number is finite; those of a model that has diverged are not.
+    pub fn is_finite(&self) -> bool {
+        let (Predictions::Classes { probabilities: numbers, .. } | Predictions::Values(numbers)) = self;
+        numbers.iter().all(|number| number.is_finite())
+    }
+
     /// Those of rows `range`.
     pub fn slice(&self, range: Range<usize>) -> Predictions {
         match self {
@@ -206,7 +212,8 @@ pub trait Fold: Send {
     /// Finishes every step in flight. It changes no value: a drained fold goes on as one that was not.
     fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
 
-    /// The best plan for a budget in bytes (none: unconstrained), without following it. Never called in replay.
+    /// The best plan for a budget in bytes (none: unconstrained), without following it; the fold is drained. Never called in
+    /// replay.
     fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
 
     /// Carries out a change at the present version; the fold is drained.
@@ -223,6 +230,11 @@ pub trait Fold: Send {
 
     /// Rows that a step may have at most, under the present plan.
     fn step_rows(&self) -> usize;
+
+    /// The learning rate that holds; none for a fold without one.
+    fn learning_rate(&self) -> Option<f64> {
+        None
+    }
 
     /// The bytes of this fold by part; the driver counts queued rows here too.
     fn ledger(&self) -> &Ledger;

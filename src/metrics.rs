@@ -40,7 +40,7 @@ pub struct Metrics {
     pub log_commit_seconds: Histogram,
     /// Posts that one commit acknowledged; observed by the log's writer.
     pub log_commit_entries: Histogram,
-    /// Disk that the log takes; set by the log's writer.
+    /// Bytes of the records that the log keeps; set at each scrape.
     pub log_stored_bytes: IntGauge,
     /// Rows predicted, by `model`; counted by the threads that predict.
     pub predict_rows_total: IntCounterVec,
@@ -48,7 +48,7 @@ pub struct Metrics {
     pub predict_seconds: HistogramVec,
     /// Rows predicted together; observed by the threads that predict.
     pub predict_batch_rows: Histogram,
-    /// Duration of one training step, in seconds, by `model`; observed by the model's driver.
+    /// From giving a step to the trainer until it takes the next one, in seconds, by `model`; observed by the model's driver.
     pub model_step_seconds: HistogramVec,
     /// Duration of one checkpoint, in seconds, by `model`; observed by the model's driver.
     pub model_checkpoint_seconds: HistogramVec,
@@ -96,11 +96,17 @@ impl Metrics {
                 "Posts that one commit acknowledged.",
                 powers_of_two(1.0, 12),
             )?,
-            log_stored_bytes: gauge(r, "log_stored_bytes", "Disk that the log takes.")?,
+            log_stored_bytes: gauge(r, "log_stored_bytes", "Bytes of the records that the log keeps.")?,
             predict_rows_total: counters(r, "predict_rows_total", "Rows predicted.", &["model"])?,
             predict_seconds: histograms(r, "predict_seconds", "From a query's arrival to its answer.", seconds(), "model")?,
             predict_batch_rows: histogram(r, "predict_batch_rows", "Rows predicted together.", powers_of_two(1.0, 12))?,
-            model_step_seconds: histograms(r, "model_step_seconds", "Duration of one training step.", seconds(), "model")?,
+            model_step_seconds: histograms(
+                r,
+                "model_step_seconds",
+                "From giving a step to the trainer until it takes the next one.",
+                seconds(),
+                "model",
+            )?,
             model_checkpoint_seconds: histograms(
                 r,
                 "model_checkpoint_seconds",

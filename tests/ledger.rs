@@ -1,6 +1,6 @@
 //! Promise 4: what the plan predicts, what the ledger counts and what the allocator sees agree, and the allocator stays under the
 //! budget. A file of its own with one test, because the allocator is the process's: each part is one model in a quiet process.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "the table is the test's figures")]
 
 use std::sync::Arc;
 

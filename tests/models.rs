@@ -131,3 +131,28 @@ async fn the_learning_rate_changes_by_a_decision() {
     assert_ne!(before["prediction_id"], after["prediction_id"]);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_diverges_refuses_steps_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    let mut model = points_model("points");
+    model["learning_rate"] = json!(1e30);
+    client.put("/v1/models/wild", &model).await.expect(201);
+    client.put("/v1/models/tame", &points_model("points")).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 320)).await.expect(202);
+    let view = client.settled("wild").await;
+    let rows = |outcome: &str| view["rows"][outcome].as_u64().unwrap();
+    assert!(rows("quarantined") > 0, "{view}");
+    assert_eq!((rows("learned") + rows("quarantined"), &view["steps"]), (320, &json!(20)));
+    let row = json!({ "rows": [{ "x": 3.0, "y": 1.0 }] });
+    client.post_json("/v1/models/wild/predict", &row).await.expect_problem(503, "model_diverged");
+    client.post_json("/v1/models/tame/predict", &row).await.expect(200);
+    assert_eq!(client.settled("tame").await["rows"]["learned"], 320);
+    running.stop().await;
+    // Replay comes to the same verdicts.
+    let running = Running::start(folder.path(), &[]).await;
+    assert_eq!(running.client.settled("wild").await["rows"], view["rows"]);
+    running.stop().await;
+}

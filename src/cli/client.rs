@@ -94,7 +94,7 @@ async fn answer(request: RequestBuilder) -> Result<Value, Failure> {
 async fn read(response: reqwest::Response) -> Result<Value, Failure> {
     let status = response.status();
     let body = response.text().await?;
-    let value: Value = serde_json::from_str(&body).unwrap_or_else(|_| Value::String(body));
+    let value: Value = serde_json::from_str(&body).unwrap_or(Value::String(body));
     if status.is_success() {
         return Ok(value);
     }

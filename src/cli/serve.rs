@@ -203,7 +203,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
         retain_bytes: config.log.retain_bytes,
     };
-    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, settings));
+    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, metrics.clone(), settings));
     let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
     Ok(Opened { log, streams, models })
 }

@@ -94,6 +94,11 @@ impl Core {
         Ok(())
     }
 
+    /// The learning rate that holds.
+    pub fn learning_rate(&self) -> f64 {
+        self.learning_rate
+    }
+
     /// Goes on with another learning rate.
     pub fn set_learning_rate(&mut self, learning_rate: f64) {
         self.learning_rate = learning_rate;

@@ -53,7 +53,7 @@ mod tests {
         let rows = Rows { count: 2, blocks: vec![block], ..Rows::default() };
         let tensor = features(&rows, &[1, 1, 2]).unwrap();
         assert_eq!(tensor.dims(), [2, 1, 1, 2]);
-        assert_eq!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.0, 1.0, 51.0 / 255.0, 102.0 / 255.0]);
+        assert_eq!(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap(), [0.0, 1.0, 51.0 * BYTE_SCALE, 102.0 * BYTE_SCALE]);
 
         let bytes: Bytes = [1.5f32, -2.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let rows = Rows { count: 1, blocks: vec![Block { element: Element::F32, width: 2, bytes }], ..Rows::default() };

@@ -56,6 +56,14 @@ impl PlannedBytes {
     }
 }
 
+/// Which version of a stage a step's forward reads. Other pipelines are other functions of the same plan and ordinal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reads {
+    /// Ferret's a − N(P − j), for step a, stage j of P, and N workers.
+    Ferret,
+}
+
 /// How a network is trained from the step `start` on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,6 +74,8 @@ pub struct Plan {
     pub stages: Vec<Range<usize>>,
     /// Workers N: steps that take turns in the pipeline.
     pub workers: u64,
+    /// What forwards read.
+    pub reads: Reads,
     /// Rows of a step, at most.
     pub step_rows: usize,
     /// When readers get new weights.
@@ -76,11 +86,15 @@ pub struct Plan {
 
 impl Plan {
     /// The version of stage `stage` that the forward of step `ordinal` reads, exactly: the number of steps whose updates it
-    /// holds. Ferret's rule a − N(P − j), where versions are named by their last step, is `a + 1 − N(P − j)` steps held; before
-    /// the plan's start it is the version that the plan began with.
+    /// holds. Ferret's rule names versions by their last step; so many steps held are one more. Before the plan's start it is the
+    /// version that the plan began with.
     pub fn read(&self, ordinal: u64, stage: usize) -> u64 {
-        let lag = self.workers * (self.stages.len() - stage) as u64;
-        (ordinal + 1).saturating_sub(lag).max(self.start)
+        match self.reads {
+            Reads::Ferret => {
+                let lag = self.workers * (self.stages.len() - stage) as u64;
+                (ordinal + 1).saturating_sub(lag).max(self.start)
+            }
+        }
     }
 }
 
@@ -108,7 +122,7 @@ impl Planner<'_> {
             overhead: OVERHEAD_BYTES,
         };
         let stages = std::iter::once(0..self.network.layers.len()).collect();
-        Plan { start, stages, workers: 1, step_rows: self.step_rows, publication, bytes }
+        Plan { start, stages, workers: 1, reads: Reads::Ferret, step_rows: self.step_rows, publication, bytes }
     }
 
     /// The plan that needs the least memory.
@@ -134,7 +148,7 @@ mod tests {
     fn plan(start: u64, stages: usize, workers: u64) -> Plan {
         let stages = (0..stages).map(|stage| stage..stage + 1).collect();
         let bytes = PlannedBytes::default();
-        Plan { start, stages, workers, step_rows: 1, publication: Publication::AtDrain, bytes }
+        Plan { start, stages, workers, reads: Reads::Ferret, step_rows: 1, publication: Publication::AtDrain, bytes }
     }
 
     #[test]

@@ -70,14 +70,8 @@ impl Trainer {
     /// A trainer at the start of its stream, under `plan`.
     pub fn new(recipe: Recipe, plan: Plan, pool: Pool) -> Result<Trainer, FoldError> {
         let ledger = Ledger::default();
-        let core = Core::new(
-            recipe.network.clone(),
-            recipe.optimiser.clone(),
-            recipe.learning_rate,
-            plan.clone(),
-            recipe.seed,
-            ledger.clone(),
-        )?;
+        let core =
+            Core::new(recipe.network.clone(), recipe.optimiser, recipe.learning_rate, plan.clone(), recipe.seed, ledger.clone())?;
         let credits = Credits::new(plan.bytes.step.total());
         Ok(Trainer { recipe, place: Place::Here(Box::new(core)), plan, credits, pool, ledger, issued: Vec::new() })
     }
@@ -207,6 +201,10 @@ impl Fold for Trainer {
 
     fn step_rows(&self) -> usize {
         self.plan.step_rows
+    }
+
+    fn learning_rate(&self) -> Option<f64> {
+        self.core().map(Core::learning_rate).ok()
     }
 
     fn ledger(&self) -> &Ledger {

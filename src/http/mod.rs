@@ -1,9 +1,9 @@
 //! The doors. They decode, refuse and answer; they never touch a weight or a file.
 //!
-//! A request's way: [`server`] accepts the connection and bounds the time for its head, [`watch`] counts it, holds it to its
-//! deadline and refuses it while the process drains, [`request`] and [`body`] read and
-//! decompress it under two caps, one of [`streams`],
-//! [`models`] or [`health`]
+//! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
+//! deadline and refuses it while the process drains, `request` and [`body`] read and
+//! decompress it under two caps, one of `streams`,
+//! `models` or `health`
 //! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
@@ -120,7 +120,7 @@ impl From<RegistryError> for Problem {
             RegistryError::NotFound(name) => Problem::not_found("model", &name),
             RegistryError::Conflict(_) => Problem::conflict("model_exists", detail),
             RegistryError::Invalid(_) => Problem::unprocessable("invalid_model", detail),
-            RegistryError::Stream(StreamError::NotFound(_)) => Problem::unprocessable("unknown_stream", detail),
+            RegistryError::InUse { .. } => Problem::conflict("stream_in_use", detail),
             RegistryError::Stream(error) => error.into(),
             RegistryError::Spec(SpecError::Fold(_)) | RegistryError::Model(_) => Problem::unavailable("model", detail),
             RegistryError::Spec(_) => Problem::unprocessable("invalid_model", detail),

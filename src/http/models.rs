@@ -20,9 +20,10 @@ use crate::fold::{Predictions, Score};
 use crate::ledger::Part;
 use crate::model::live::Live;
 use crate::model::network::check_learning_rate;
+use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
-use crate::stream::Schema;
 use crate::stream::decode::{Purpose, decode};
+use crate::stream::{Schema, StreamError};
 
 pub(super) async fn put(
     State(app): State<Arc<App>>,
@@ -31,7 +32,15 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let spec: ModelSpec = request::json(&headers, body, app.body_limits).await?;
-    let (live, created) = app.blocking(move |app| Ok(app.models.create(&name, spec)?)).await?;
+    let (live, created) = app
+        .blocking(move |app| match app.models.create(&name, spec) {
+            // The path is the model's: that the body names no stream makes the body wrong, and not the path.
+            Err(RegistryError::Stream(StreamError::NotFound(stream))) => {
+                Err(Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`")))
+            }
+            created => Ok(created?),
+        })
+        .await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(view(&live))).into_response())
 }
@@ -118,6 +127,10 @@ pub(super) async fn predict(
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
     let answer = app.predictor.predict(live.clone(), rows).await?;
+    if !answer.predictions.is_finite() {
+        let detail = format!("model `{name}` has diverged: at version {} it predicts what is not a number", answer.version);
+        return Err(Problem::unavailable("model_diverged", detail));
+    }
     app.metrics.predict_seconds.with_label_values(&[&name]).observe(began.elapsed().as_secs_f64());
     Ok(Json(json!({
         "model": live.name,

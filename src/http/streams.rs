@@ -61,14 +61,8 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<serde_json:
 }
 
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
-    app.streams.get(&name)?;
-    let models = app.models.of_stream(&name);
-    if !models.is_empty() {
-        let detail = format!("models learn from stream `{name}`: {}; delete them first", models.join(", "));
-        return Err(Problem::conflict("stream_in_use", detail));
-    }
     app.blocking(move |app| {
-        app.streams.delete(&name)?;
+        app.models.delete_stream(&name)?;
         app.metrics.remove_stream(&name);
         Ok(StatusCode::NO_CONTENT)
     })
@@ -212,14 +206,14 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
     let (first, last) = (acknowledged.first_sequence, acknowledged.sequence);
     let waited = tokio::time::timeout(longest, model.applied(first, last)).await;
     let (status, applied) = match waited {
-        Ok((model_version, score)) => {
+        Ok(Some((model_version, score))) => {
             let Score { rows, loss, correct } = score;
             let share = |sum: f64| (rows > 0).then(|| sum / rows as f64);
             let accuracy = if model.stream.schema.is_classified() { share(correct as f64) } else { None };
             let applied = Applied { applied: true, model: model.name.clone(), model_version, loss: share(loss), accuracy };
             (StatusCode::OK, applied)
         }
-        Err(_) => {
+        Ok(None) | Err(_) => {
             let model_version = model.status_lent().version;
             let applied = Applied { applied: false, model: model.name.clone(), model_version, loss: None, accuracy: None };
             (StatusCode::ACCEPTED, applied)

@@ -9,7 +9,9 @@
 //! The file's safetensors metadata holds `format`, `format_version`, the data folder's and the fold's identity, the version, how
 //! many decisions are in it, and the values and scores as JSON. The manifest is two lines: JSON, and the blake3 of that line.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+#[expect(clippy::disallowed_types, reason = "safetensors' metadata is one; it is read by name and hashed as bytes")]
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -276,8 +278,7 @@ fn header(head: &Head, state: &StateRef<'_>) -> io::Result<Vec<u8>> {
         at = end;
     }
     let head = serde_json::to_string(head).map_err(io::Error::other)?;
-    // safetensors' own type; its order does not matter, because the header is read by name and hashed as bytes.
-    #[allow(clippy::disallowed_types)]
+    #[expect(clippy::disallowed_types)]
     let metadata: HashMap<String, String> = [
         ("format".to_owned(), FORMAT.to_owned()),
         ("format_version".to_owned(), FORMAT_VERSION.to_string()),
@@ -290,7 +291,7 @@ fn header(head: &Head, state: &StateRef<'_>) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-#[allow(clippy::disallowed_types)]
+#[expect(clippy::disallowed_types)]
 fn read_head(metadata: Option<&HashMap<String, String>>) -> Result<Head, String> {
     let field = |name: &str| metadata.and_then(|map| map.get(name)).ok_or_else(|| format!("its metadata lacks `{name}`"));
     if field("format")? != FORMAT {

@@ -5,11 +5,13 @@
 //! crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use crossbeam::select;
+use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, Head};
@@ -17,7 +19,7 @@ use super::decision::{Decision, What};
 use super::live::{ChangeError, Command, Live, Published};
 use super::queue::Queue;
 use super::{Ground, ModelError};
-use crate::fold::{Fold, Outcome, Version};
+use crate::fold::{Fold, Outcome, Verdict, Version};
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -42,6 +44,10 @@ pub(super) struct Driver {
     pub(super) publish_now: bool,
     pub(super) saved_at: Instant,
     pub(super) saved_version: Option<Version>,
+    /// The model's own histogram, so that no step has to look for it.
+    pub(super) step_seconds: Histogram,
+    /// Whether the last step was refused.
+    pub(super) refusing: bool,
 }
 
 /// How the loop goes on.
@@ -53,8 +59,16 @@ enum Next {
 }
 
 impl Driver {
-    /// Runs until the model is stopped or deleted.
-    pub(super) fn run(mut self) {
+    /// Runs until the model is stopped or deleted. A panic is this model's failure and nobody else's.
+    pub(super) fn live_through(self) {
+        let live = self.live.clone();
+        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            live.status.lock().failure = Some("its driver panicked; the process's messages say where".into());
+        }
+        live.end();
+    }
+
+    fn run(mut self) {
         loop {
             while let Some(command) = self.next_command() {
                 if self.answer(command).is_break() {
@@ -108,7 +122,9 @@ impl Driver {
         };
         self.cursor.sequence = step.last();
         let mut outcomes = Vec::new();
+        let began = Instant::now();
         self.fold.apply(step, &mut outcomes)?;
+        self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
         if self.publish_is_due(false) {
             self.publish()?;
@@ -141,13 +157,11 @@ impl Driver {
         self.fold.execute(&what.change())?;
         self.decided += 1;
         let mut status = self.live.status.lock();
-        match what {
-            What::Plan { budget_bytes, plan } => {
-                status.budget_bytes = *budget_bytes;
-                status.plan = plan.clone();
-            }
-            What::LearningRate(learning_rate) => status.learning_rate = Some(*learning_rate),
+        if let What::Plan { budget_bytes, plan } = what {
+            status.budget_bytes = *budget_bytes;
+            status.plan = plan.clone();
         }
+        status.learning_rate = self.fold.learning_rate();
         status.planned_bytes = self.fold.planned_bytes();
         status.minimum_bytes = self.fold.minimum_bytes();
         Ok(())
@@ -217,8 +231,23 @@ impl Driver {
             }
             status.version
         };
+        for outcome in &outcomes {
+            self.tell_of_refusal(outcome);
+        }
         self.queue.forget(version.sequence);
-        self.live.progress.send_replace(version);
+        self.live.progress.send_modify(|progress| progress.version = version);
+    }
+
+    /// Says that a step was refused, once for each run of them: a model that diverges would say it at every step.
+    fn tell_of_refusal(&mut self, outcome: &Outcome) {
+        let Verdict::Quarantined(reason) = &outcome.verdict else {
+            self.refusing = false;
+            return;
+        };
+        if !std::mem::replace(&mut self.refusing, true) {
+            let (model, first) = (&self.live.name, outcome.last + 1 - outcome.rows);
+            tracing::warn!(model, first, last = outcome.last, reason, "rows were refused and taught nothing");
+        }
     }
 
     fn version(&self) -> Version {
@@ -236,7 +265,7 @@ impl Driver {
         if let Some(snapshot) = self.fold.snapshot()? {
             let version = self.version();
             self.live.published.store(Arc::new(Published { version, snapshot }));
-            self.live.progress.send_replace(version);
+            self.live.progress.send_modify(|progress| progress.version = version);
             self.publish_now = false;
             self.published_at = Instant::now();
         }
@@ -269,6 +298,8 @@ impl Driver {
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
         self.saved_version = Some(version);
+        self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
+        self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream)?;
         Ok(())
@@ -290,6 +321,9 @@ impl Driver {
     fn fail(&self, error: &ModelError) {
         tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
         self.live.status.lock().failure = Some(error.to_string());
+        self.live.end();
+        // A model that stands still does not hold the log for ever.
+        self.ground.release(&self.live.stream, self.live.id);
     }
 
     /// Refuses what is asked until the model is stopped or deleted.

@@ -71,8 +71,17 @@ pub struct Live {
     pub(super) published: ArcSwap<Published>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
-    /// The version, for whoever waits for one.
-    pub(super) progress: watch::Sender<Version>,
+    /// For whoever waits for a version.
+    pub(super) progress: watch::Sender<Progress>,
+}
+
+/// How far a model is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    /// Every row up to here is decided.
+    pub(super) version: Version,
+    /// It will get no further: it was deleted, or stands still.
+    pub(super) ended: bool,
 }
 
 impl Live {
@@ -158,19 +167,25 @@ impl Live {
         answer.await.unwrap_or(Err(ChangeError::Stopping))
     }
 
-    /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted.
-    pub async fn applied(&self, first: Sequence, last: Sequence) -> (Version, Score) {
+    /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted; none if
+    /// the model ends before.
+    pub async fn applied(&self, first: Sequence, last: Sequence) -> Option<(Version, Score)> {
         let mut progress = self.progress.subscribe();
-        // The sender lives as long as `self`, so this ends only when the version is there.
-        drop(progress.wait_for(|version| version.sequence >= last).await);
+        progress.wait_for(|progress| progress.version.sequence >= last || progress.ended).await.ok()?;
         // The driver publishes, then marks progress again by the same version; ask it not to wait for its interval.
         drop(self.commands.send(Command::Publish));
         while self.published.load().version.sequence < last {
-            if progress.changed().await.is_err() {
-                break;
+            if progress.borrow_and_update().ended {
+                return None;
             }
+            progress.changed().await.ok()?;
         }
         let status = self.status.lock();
-        (status.version, status.score_of(first, last))
+        Some((status.version, status.score_of(first, last)))
+    }
+
+    /// Tells whoever waits that the model gets no further.
+    pub(super) fn end(&self) {
+        self.progress.send_modify(|progress| progress.ended = true);
     }
 }

@@ -1,7 +1,7 @@
 //! Live models: each a fold over a stream, with its decisions, its checkpoints, a snapshot for readers and a memory budget.
 //!
-//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), [`driver`] is the thread that
-//! feeds the fold from the log by way of its [`queue`] and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
+//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `driver` is the thread that
+//! feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
 //! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all.
 
 pub mod checkpoint;
@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 use crate::disk::Disk;
 use crate::fold::{FoldError, Sequence};
+use crate::metrics::Metrics;
 use crate::stream::log::{Committer, Entry, LogError};
 use crate::stream::{Stream, StreamError};
 
@@ -81,6 +82,8 @@ pub struct Ground {
     pub folder_identity: String,
     /// The way into the log.
     pub committer: Committer,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
     /// How models are driven.
     pub settings: Settings,
     /// Of each stream, how far back each model's checkpoints need it.
@@ -94,9 +97,10 @@ impl Ground {
         data_dir: PathBuf,
         folder_identity: String,
         committer: Committer,
+        metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Ground {
-        Ground { disk, data_dir, folder_identity, committer, settings, needed: Mutex::default() }
+        Ground { disk, data_dir, folder_identity, committer, metrics, settings, needed: Mutex::default() }
     }
 
     /// Makes a decision durable.

@@ -14,7 +14,7 @@ use super::checkpoint::{self, Loaded};
 use super::decision::{Decision, What};
 use super::driver::Driver;
 use super::kind::{Kinds, SpecError};
-use super::live::{Command, Live, Published};
+use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::spec::{ModelSpec, Overload, Start};
 use super::status::{CheckpointFigures, Status, Tally};
@@ -33,6 +33,14 @@ pub enum RegistryError {
     /// Another model has the name.
     #[error("the model `{0}` exists with other settings; a model is changed by PATCH, or deleted first")]
     Conflict(String),
+    /// Models learn from the stream that is to be deleted.
+    #[error("models learn from stream `{stream}`: {models}; delete them first")]
+    InUse {
+        /// The stream.
+        stream: String,
+        /// Their names.
+        models: String,
+    },
     /// The name, or a number of models, is not allowed.
     #[error("{0}")]
     Invalid(String),
@@ -127,51 +135,57 @@ impl Models {
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
         self.ground.committer.commit(vec![put, decided])?;
         let name = name.to_owned();
-        let begin = Begin { id, name, spec, stream, origin, created, fold, loaded: None, decisions: vec![first] };
+        let begin = Begin { id, name, spec, stream, origin, created, fold, loaded: None, followed: None, decisions: vec![first] };
         let live = self.start(begin)?;
         Ok((live, true))
     }
 
+    /// Brings one model back from its newest whole checkpoint.
     fn resume(&self, id: u32, name: String, record: Record) -> Result<(), RegistryError> {
         let Record { spec, origin, created } = record;
         let stream = self.streams.get(&spec.stream)?;
         let mut fold = self.kinds.get(&spec.kind)?.build(&spec.settings, &stream.schema, queued_bytes_max(&stream.schema))?;
-        let folder = checkpoint::folder(&self.ground.data_dir, id);
-        let store = checkpoint::Store::new(self.ground.disk.as_ref(), folder);
-        let (loaded, faults) = store.load_newest().map_err(ModelError::from)?;
-        for fault in faults {
-            tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
-        }
-        let loaded = match loaded {
-            None => None,
-            Some(Loaded { head, state, entry }) => {
-                if head.identity != fold.identity() {
-                    let (then, now) = (&head.identity, fold.identity());
-                    let text = format!("model `{name}` was folded by [{then}], this process is [{now}]: its bits would differ");
-                    return Err(ModelError::Inconsistent(text).into());
-                }
-                fold.restore(state).map_err(ModelError::from)?;
-                Some((head, entry))
-            }
-        };
-        let from = loaded.as_ref().map_or(0, |(head, _)| head.decisions);
+        let loaded = self.restore(id, &name, fold.as_mut())?;
         let mut decisions = Vec::new();
         for bytes in self.streams.log().decisions(id)? {
             decisions.push(Decision::decode(&bytes).map_err(ModelError::from)?);
         }
-        let pending = decisions.split_off((from as usize).min(decisions.len()));
-        let live = self.start(Begin { id, name, spec, stream, origin, created, fold, loaded, decisions: pending })?;
-        let mut status = live.status.lock();
-        for decision in &decisions {
-            match &decision.what {
-                What::Plan { budget_bytes, plan } => {
-                    status.budget_bytes = *budget_bytes;
-                    status.plan = plan.clone();
-                }
-                What::LearningRate(learning_rate) => status.learning_rate = Some(*learning_rate),
-            }
-        }
+        let held = loaded.as_ref().map_or(0, |(head, _)| head.decisions as usize);
+        let pending = decisions.split_off(held.min(decisions.len()));
+        // The state follows a plan already; which budget it answers stands in the decision.
+        let followed = decisions.into_iter().rev().find_map(|decision| match decision.what {
+            What::Plan { budget_bytes, plan } => Some((budget_bytes, plan)),
+            What::LearningRate(_) => None,
+        });
+        self.start(Begin { id, name, spec, stream, origin, created, fold, loaded, followed, decisions: pending })?;
         Ok(())
+    }
+
+    /// Puts the newest whole checkpoint into a fresh fold, if there is one.
+    fn restore(
+        &self,
+        id: u32,
+        name: &str,
+        fold: &mut dyn Fold,
+    ) -> Result<Option<(checkpoint::Head, checkpoint::Entry)>, ModelError> {
+        let folder = checkpoint::folder(&self.ground.data_dir, id);
+        let (loaded, faults) = checkpoint::Store::new(self.ground.disk.as_ref(), folder).load_newest()?;
+        for fault in faults {
+            tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
+        }
+        let Some(Loaded { head, state, entry }) = loaded else { return Ok(None) };
+        if head.folder != self.ground.folder_identity {
+            let text = format!("the checkpoint of model `{name}` belongs to data folder {}", head.folder);
+            return Err(ModelError::Inconsistent(text));
+        }
+        let identity = fold.identity();
+        if head.identity != identity {
+            let then = &head.identity;
+            let text = format!("model `{name}` was folded by [{then}], this process is [{identity}]: its bits would differ");
+            return Err(ModelError::Inconsistent(text));
+        }
+        fold.restore(state)?;
+        Ok(Some((head, entry)))
     }
 
     /// Starts a model's driver where its state stands.
@@ -185,7 +199,7 @@ impl Models {
         let oldest =
             driver.live.status.lock().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
         self.ground.need(&live.stream, live.id, oldest);
-        let thread = thread::Builder::new().name(format!("mustela-{}", live.name)).spawn(move || driver.run());
+        let thread = thread::Builder::new().name(format!("mustela-{}", live.name)).spawn(move || driver.live_through());
         let thread = thread.map_err(|error| ModelError::Inconsistent(format!("no thread for model `{}`: {error}", live.name)))?;
         self.running.write().insert(live.name.clone(), Running { live: live.clone(), thread });
         Ok(live)
@@ -198,12 +212,16 @@ impl Models {
         asked: Receiver<Command>,
         wake: Receiver<()>,
     ) -> Result<(Arc<Live>, Driver), RegistryError> {
-        let Begin { id, name, spec, stream, origin, created, mut fold, loaded, decisions } = begin;
+        let Begin { id, name, spec, stream, origin, created, mut fold, loaded, followed, decisions } = begin;
         let tally = loaded.as_ref().map_or_else(|| Tally::new(self.ground.settings.sliding_rows), |(head, _)| head.tally.clone());
         let version = loaded.as_ref().map_or(Version { epoch: 0, sequence: origin }, |(head, _)| head.version);
         let mut status = Status::new(version, origin, tally);
+        if let Some((budget_bytes, plan)) = followed {
+            (status.budget_bytes, status.plan) = (budget_bytes, plan);
+        }
         status.planned_bytes = fold.planned_bytes();
         status.minimum_bytes = fold.minimum_bytes();
+        status.learning_rate = fold.learning_rate();
         status.checkpoint = loaded.as_ref().map(|(head, entry)| CheckpointFigures {
             version: head.version,
             oldest_kept: head.version,
@@ -223,7 +241,7 @@ impl Models {
             published: ArcSwap::from_pointee(Published { version, snapshot }),
             status: Mutex::new(status),
             commands,
-            progress: watch::Sender::new(version),
+            progress: watch::Sender::new(Progress { version, ended: false }),
         });
         let driver = Driver {
             live: live.clone(),
@@ -240,6 +258,8 @@ impl Models {
             publish_now: false,
             saved_at: Instant::now(),
             saved_version: loaded.as_ref().map(|(head, _)| head.version),
+            step_seconds: self.ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
+            refusing: false,
         };
         Ok((live, driver))
     }
@@ -267,6 +287,17 @@ impl Models {
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);
         self.ground.disk.remove_dir(&folder).map_err(|error| ModelError::Checkpoint(error.into()))?;
         Ok(())
+    }
+
+    /// Deletes a stream that no model learns from. No model can be made on it meanwhile.
+    pub fn delete_stream(&self, name: &str) -> Result<(), RegistryError> {
+        let _changing = self.changing.lock();
+        self.streams.get(name)?;
+        let models = self.of_stream(name);
+        if !models.is_empty() {
+            return Err(RegistryError::InUse { stream: name.to_owned(), models: models.join(", ") });
+        }
+        Ok(self.streams.delete(name)?)
     }
 
     /// The names of the models that learn from `stream`.
@@ -315,6 +346,8 @@ struct Begin {
     created: u64,
     fold: Box<dyn Fold>,
     loaded: Option<(checkpoint::Head, checkpoint::Entry)>,
+    /// The budget and the plan that the state follows, where it follows one.
+    followed: Option<(Option<u64>, serde_json::Value)>,
     /// Decisions that the state does not hold yet.
     decisions: Vec<Decision>,
 }

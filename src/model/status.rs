@@ -118,7 +118,7 @@ pub struct Status {
     pub planned_bytes: u64,
     /// The smallest budget.
     pub minimum_bytes: u64,
-    /// The learning rate where a decision has set it.
+    /// The learning rate that holds; none for a kind without one.
     pub learning_rate: Option<f64>,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointFigures>,

@@ -10,7 +10,7 @@
 //! 6. A model's decisions are numbered from 0 without a gap, and none is ever written over.
 //! 7. No transaction grows with the log: what can be long (forgetting, sweeping) is done in many.
 //!
-//! [`redb`](mod@redb_log) keeps all of it in one file on one machine. [`commit`] puts what arrives together into one commit.
+//! [`RedbLog`] keeps all of it in one file on one machine. [`commit`] puts what arrives together into one commit.
 
 pub mod commit;
 mod redb_log;

@@ -1,0 +1,94 @@
+//! Promise 6, its first tests: a checkpoint whose bytes are wrong is never served; the one before it and the log take over.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{Process, points, points_model, points_schema};
+
+/// Every 100 rows, so that two are kept.
+const SETTINGS: [(&str, &str); 1] = [("checkpoint.interval_rows", "100")];
+
+/// A data folder with 500 learned rows and two checkpoints; and the hash of the state.
+async fn learned(folder: &Path) -> String {
+    let process = Process::start(folder, &SETTINGS);
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    process.client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    for batch in 0..25 {
+        process.client.post_json("/v1/streams/points/batches", &points(batch * 20, 20)).await.expect(202);
+    }
+    process.client.settled("m").await;
+    assert_eq!(process.terminate(), Some(0));
+    let process = Process::start(folder, &SETTINGS);
+    let view = process.client.settled("m").await;
+    assert_eq!(process.terminate(), Some(0));
+    view["checkpoint"]["state_hash"].as_str().unwrap().to_owned()
+}
+
+/// The kept checkpoints, oldest first.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder.join("models/1")).unwrap();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort_by_key(|path| path.file_stem().unwrap().to_str().unwrap().split_once('.').unwrap().1.parse::<u64>().unwrap());
+    files
+}
+
+fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).unwrap();
+    change(&mut bytes);
+    #[allow(clippy::disallowed_methods)]
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Starts the service on what is left, and gives the hash of the state that it ends with.
+async fn recovered(folder: &Path) -> String {
+    let process = Process::start(folder, &[]);
+    let view = process.client.settled("m").await;
+    assert_eq!((&view["version"], &view["rows"]["learned"]), (&"0.500".into(), &500.into()));
+    assert_eq!(process.terminate(), Some(0));
+    let process = Process::start(folder, &[]);
+    let view = process.client.settled("m").await;
+    assert_eq!(process.terminate(), Some(0));
+    view["checkpoint"]["state_hash"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_before_and_the_log_take_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = learned(folder.path()).await;
+    let kept = files(folder.path());
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    overwrite(&kept[1], |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    });
+    assert_eq!(recovered(folder.path()).await, hash);
+    // Both gone: the log still has everything.
+    for (number, file) in files(folder.path()).iter().enumerate() {
+        if number == 0 { overwrite(file, |bytes| bytes.truncate(100)) } else { std::fs::remove_file(file).unwrap() }
+    }
+    assert_eq!(recovered(folder.path()).await, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inspect_says_what_is_whole_and_what_is_broken() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = learned(folder.path()).await;
+    let inspect = || {
+        let of = folder.path().join("models/1");
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_mustela")).args(["checkpoint", "inspect", "--tensors"]).arg(of).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (whole, said) = inspect();
+    assert!(whole, "{said}");
+    for word in [hash.as_str(), "0.500", "1.linear.weight", "0.standardise.mean", "1.linear.bias.momentum"] {
+        assert!(said.contains(word), "{word} is not in\n{said}");
+    }
+    overwrite(&files(folder.path())[1], |bytes| bytes[20] ^= 1);
+    let (whole, said) = inspect();
+    assert!(!whole && said.contains("BROKEN"), "{said}");
+}
