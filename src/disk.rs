@@ -32,7 +32,7 @@ pub trait Disk: Send + Sync {
     /// Removes a folder with all that is in it; it is no error that there is none.
     fn remove_dir(&self, folder: &Path) -> io::Result<()>;
 
-    /// Makes a folder and those above it.
+    /// Makes a folder and those above it, durably.
     fn create_dir_all(&self, folder: &Path) -> io::Result<()>;
 }
 
@@ -106,7 +106,12 @@ impl Disk for FileSystem {
     }
 
     fn create_dir_all(&self, folder: &Path) -> io::Result<()> {
-        fs::create_dir_all(folder).map_err(at(folder))
+        let is_new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let new: Vec<&Path> = folder.ancestors().take_while(is_new).collect();
+        fs::create_dir_all(folder).map_err(at(folder))?;
+        // A folder is a name in the one above it: were that not synced, the whole data folder could be gone after a power cut.
+        let above = |path: &Path| path.parent().filter(|above| !above.as_os_str().is_empty()).map(Path::to_owned);
+        new.into_iter().try_for_each(|path| sync_folder(&above(path).unwrap_or_else(|| PathBuf::from("."))))
     }
 }
 

@@ -20,6 +20,9 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 pub const NAME_BYTES_MAX: usize = 64;
 /// Faults listed in the answer to one bad post; the rest are only counted.
 pub const ERRORS_LISTED_MAX: usize = 16;
+/// Faults after which the reading of a bad post ends: counting on would cost far more than its bytes, as where each of a
+/// million empty rows lacks 4096 columns.
+pub const FAULTS_COUNTED_MAX: u64 = 10_000;
 /// Members (gzip) or frames (zstd, skippable ones too) of one body. Block-compressed gzip has one each 64 KiB.
 pub const BODY_FRAMES_MAX: usize = 4096;
 /// The largest window of a zstd frame, as a power of two: 8 MiB, what RFC 9659 lets a sender use over HTTP.

@@ -243,7 +243,7 @@ impl Streams {
         let _changing = self.changing.lock();
         let stream = self.streams.write().remove(name).ok_or_else(|| StreamError::NotFound(name.to_owned()))?;
         self.committer.commit(vec![Entry::DeleteStream { stream: stream.id }])?;
-        Ok(())
+        Ok(self.log.sweep()?)
     }
 
     /// Sends rows that have passed the stream's schema on their way to the disk: cut into records, encoded and compressed here, on

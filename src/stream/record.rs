@@ -148,6 +148,14 @@ impl Envelope {
         let record = match kind {
             Kind::Rows { count, blocks, target, ids, times_ms } => {
                 let blocks = share(&payload, 4 + head_length, count, blocks)?;
+                let labels = target.as_ref().map(|target| match target {
+                    Target::Classes(classes) => classes.len(),
+                    Target::Values(values) => values.len(),
+                });
+                let lengths = [labels, ids.as_ref().map(Vec::len), times_ms.as_ref().map(Vec::len)];
+                if lengths.into_iter().flatten().any(|length| length != count) {
+                    return Err(error("it has not one label, id and time for each row"));
+                }
                 Record::Rows(Rows { count, blocks, target, ids, times_ms })
             }
             Kind::Labels(labels) => Record::Labels(labels),

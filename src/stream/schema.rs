@@ -108,7 +108,7 @@ impl Target {
 pub enum Classes {
     /// So many, numbered from 0.
     Count(usize),
-    /// These; a label may be a name or its place in the list.
+    /// These; a label may be a name, or its place in the list unless names are integers themselves.
     Names(Vec<String>),
 }
 
@@ -148,6 +148,11 @@ impl Schema {
             if !names.insert(name) {
                 return Err(format!("`{name}`: two columns have this name"));
             }
+        }
+        if let [Field::Tensor { name: tensor, .. }] = self.fields.as_slice()
+            && let Some(name) = self.columns().find(|name| is_element_column(tensor, name))
+        {
+            return Err(format!("`{name}`: in CSV this is the column of an element of `{tensor}`; choose another name"));
         }
         if self.row_bytes() > ROW_BYTES_MAX {
             return Err(format!("a row has {} bytes, {ROW_BYTES_MAX} are the most", self.row_bytes()));
@@ -223,6 +228,11 @@ fn check_shape(name: &str, shape: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
+fn is_element_column(tensor: &str, column: &str) -> bool {
+    let index = column.strip_prefix(tensor).and_then(|rest| rest.strip_prefix('_'));
+    index.is_some_and(|index| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn check_classes(name: &str, classes: &Classes) -> Result<(), String> {
     if !(2..=CLASSES_MAX).contains(&classes.count()) {
         return Err(format!("target `{name}`: {} classes, allowed are 2 to {CLASSES_MAX}", classes.count()));
@@ -256,6 +266,63 @@ mod tests {
         assert_eq!(tensor("[3,32,32]", "f32").record_rows(), 64);
         assert_eq!(tensor("[3,1000,1000]", "f32").record_rows(), 1);
         assert_eq!(schema(r#"{"fields":[{"name":"x","type":"numeric"}]}"#).record_rows(), 1024);
+    }
+
+    #[test]
+    fn what_cannot_be_served_is_refused_with_a_reason() {
+        let x = r#"{"name":"x","type":"numeric"}"#;
+        let field = |field: &str| format!(r#"{{"fields":[{field}]}}"#);
+        let tensor = |shape: &str| field(&format!(r#"{{"name":"t","type":"tensor","shape":{shape},"element":"u8"}}"#));
+        let target = |target: &str| format!(r#"{{"fields":[{x}],"target":{target}}}"#);
+        let many =
+            |count: usize| (0..count).map(|i| format!(r#"{{"name":"c{i}","type":"numeric"}}"#)).collect::<Vec<_>>().join(",");
+        let cases = [
+            (field(""), "fields: 0"),
+            (field(&many(FIELDS_MAX + 1)), "fields: 4097"),
+            (field(&format!("{x},{x}")), "two columns have this name"),
+            (format!(r#"{{"fields":[{x}],"row_id":"x"}}"#), "two columns have this name"),
+            (field(r#"{"name":"","type":"numeric"}"#), "a column's name"),
+            (field(r#"{"name":"x","type":"text"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"image"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"categorical"}"#), "reserved and not served"),
+            (field(&format!(r#"{x},{{"name":"t","type":"tensor","shape":[2],"element":"u8"}}"#)), "exactly one tensor"),
+            (tensor("[]"), "1 to 4 sizes"),
+            (tensor("[1,1,1,1,1]"), "1 to 4 sizes"),
+            (tensor("[0]"), "1 to 4 sizes"),
+            (tensor("[4294967296,4294967296,4294967296]"), "1 to 4 sizes"),
+            (tensor(&format!("[{}]", ROW_BYTES_MAX + 1)), "a row has"),
+            (target(r#"{"name":"y","type":"classes","classes":1}"#), "1 classes"),
+            (target(&format!(r#"{{"name":"y","type":"classes","classes":{}}}"#, CLASSES_MAX + 1)), "65537 classes"),
+            (target(r#"{"name":"y","type":"classes","classes":["a","a"]}"#), "there twice"),
+            (
+                r#"{"fields":[{"name":"t","type":"tensor","shape":[2],"element":"u8"}],"row_id":"t_7"}"#.to_owned(),
+                "the column of an element",
+            ),
+        ];
+        for (json, reason) in cases {
+            let error = schema(&json).validate().unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+        for json in [
+            field(&many(FIELDS_MAX)),
+            tensor(&format!("[{ROW_BYTES_MAX}]")),
+            target(&format!(r#"{{"name":"y","type":"classes","classes":{CLASSES_MAX}}}"#)),
+            target(r#"{"name":"y","type":"classes","classes":2}"#),
+            target("null"),
+        ] {
+            assert_eq!(schema(&json).validate(), Ok(()), "{:.80}", json);
+        }
+        for json in [
+            format!(r#"{{"fields":[{x}],"colour":1}}"#),
+            field(r#"{"name":"x","type":"numeric","shape":[1]}"#),
+            field(r#"{"name":"t","type":"tensor","shape":[2]}"#),
+            field(r#"{"name":"t","type":"tensor","element":"u8"}"#),
+            field(r#"{"name":"t","type":"tensor","shape":[-1],"element":"u8"}"#),
+            target(r#"{"name":"y","type":"classes"}"#),
+            target(r#"{"name":"y","type":"regression","classes":3}"#),
+        ] {
+            assert!(serde_json::from_str::<Schema>(&json).is_err(), "{json}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn rows(body: &[u8], table: &mut Table<'_>) {
         Err(error) => return table.fault_whole(format!("this is not CSV: {error}")),
     };
     let Some(places) = places(&header, table) else { return };
-    let tensor_at = tensor_order(&places, table);
+    let Some(tensor_at) = tensor_order(&places, table) else { return };
     let mut record = csv::ByteRecord::new();
     loop {
         match reader.read_byte_record(&mut record) {
@@ -33,7 +33,10 @@ pub(super) fn rows(body: &[u8], table: &mut Table<'_>) {
             return;
         }
         if record.len() != places.len() {
+            // Its values may belong to any columns: this is the one fault of the row.
             table.fault(None, format!("{} values, the header has {} columns", record.len(), places.len()));
+            table.skip();
+            continue;
         }
         for (value, place) in record.iter().zip(&places) {
             if let Place::Column(column, slot) = *place {
@@ -67,7 +70,7 @@ fn places(header: &csv::ByteRecord, table: &mut Table<'_>) -> Option<Vec<Place>>
     let mut good = true;
     for name in header {
         let name = String::from_utf8_lossy(name);
-        let element = tensor.as_deref().and_then(|tensor| name.strip_prefix(tensor)?.strip_prefix('_')?.parse().ok());
+        let element = tensor.as_deref().and_then(|tensor| element_of(tensor, &name));
         let column = table.find(&name).map(|column| (column, table.slot(column)));
         places.push(match (element, column) {
             (Some(element), _) if element < width => Place::Element(element),
@@ -83,24 +86,36 @@ fn places(header: &csv::ByteRecord, table: &mut Table<'_>) -> Option<Vec<Place>>
     good.then_some(places)
 }
 
-/// The tensor's column, and where in a line each of its elements is; none for a schema of numbers.
-fn tensor_order(places: &[Place], table: &mut Table<'_>) -> Option<(usize, Vec<usize>)> {
-    let Some(Field::Tensor { name, .. }) = table.schema.fields.first() else { return None };
-    let mut order = vec![None; table.schema.width()];
-    for (at, place) in places.iter().enumerate() {
-        if let Place::Element(element) = *place
-            && order[element].replace(at).is_some()
-        {
+/// The element that a column of the file has, by its name: `pixels_17` is element 17 of the tensor `pixels`.
+fn element_of(tensor: &str, column: &str) -> Option<usize> {
+    let index = column.strip_prefix(tensor)?.strip_prefix('_')?;
+    index.bytes().all(|byte| byte.is_ascii_digit()).then(|| index.parse().ok())?
+}
+
+/// The tensor's column, and where in a line each of its elements is; an empty answer for a schema of numbers, and none where
+/// elements are missing.
+fn tensor_order(places: &[Place], table: &mut Table<'_>) -> Option<Option<(usize, Vec<usize>)>> {
+    let Some(Field::Tensor { name, .. }) = table.schema.fields.first() else { return Some(None) };
+    let elements = || {
+        places.iter().enumerate().filter_map(|(at, place)| match place {
+            Place::Element(element) => Some((*element, at)),
+            _ => None,
+        })
+    };
+    let (width, had) = (table.schema.width(), elements().count());
+    // Told before anything as large as the tensor is made: the header may be two bytes long.
+    if had < width {
+        table.fault_column(name, format!("{had} of its {width} columns `{name}_0`, `{name}_1`, … are there"));
+        return None;
+    }
+    let mut order = vec![None; width];
+    for (element, at) in elements() {
+        if order[element].replace(at).is_some() {
             table.fault_column(&format!("{name}_{element}"), "the column is there twice");
+            return None;
         }
     }
-    for (element, at) in order.iter().enumerate() {
-        if at.is_none() {
-            table.fault_column(&format!("{name}_{element}"), "the column is missing");
-        }
-    }
-    let column = table.find(name)?;
-    Some((column, order.into_iter().flatten().collect()))
+    Some(Some((table.find(name)?, order.into_iter().flatten().collect())))
 }
 
 fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
@@ -111,13 +126,15 @@ fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
         },
         Slot::Target => {
             let text = String::from_utf8_lossy(value);
-            let named = table.schema.class_names().is_some_and(|names| names.iter().any(|name| *name == text));
             match parse(value) {
-                Some(number) if !named => table.put_target_number(number),
+                Some(number) if !table.is_class(&text) => table.put_target_number(number),
                 _ => table.put_target_word(&text),
             }
         }
-        Slot::RowId => table.put_id(String::from_utf8_lossy(value).into_owned()),
+        Slot::RowId => match std::str::from_utf8(value) {
+            Ok(id) => table.put_id(id.to_owned()),
+            Err(_) => table.fault_at(slot, format!("`{}` is not UTF-8", shown(value))),
+        },
         Slot::EventTime => match parse(value) {
             Some(time_ms) => table.put_time(time_ms),
             None => table.fault_at(slot, format!("`{}` is not a whole number of milliseconds", shown(value))),

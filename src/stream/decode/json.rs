@@ -11,22 +11,29 @@ use crate::stream::schema::Field;
 pub(super) fn rows(body: &[u8], table: &mut Table<'_>) {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let read = Document { table }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
-    if let Err(error) = read {
-        table.fault(None, format!("this is not JSON of rows: {error}"));
+    if let Err(error) = read
+        && !table.is_ended()
+    {
+        table.fault_here(format!("this is not JSON of rows: {error}"));
     }
 }
 
 /// Reads one object a line.
 pub(super) fn lines(body: &[u8], table: &mut Table<'_>) {
-    for line in body.split(|&byte| byte == b'\n') {
-        let line = line.trim_ascii();
-        if line.is_empty() {
+    for (number, line) in (1..).zip(body.split(|&byte| byte == b'\n')) {
+        if line.trim_ascii().is_empty() {
             continue;
         }
         let mut deserializer = serde_json::Deserializer::from_slice(line);
         let read = Row { table }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
         if let Err(error) = read {
-            table.fault(None, format!("this line is not a JSON object of a row: {error}"));
+            if !table.is_ended() {
+                // To its reader each line is line 1.
+                let (place, told) = (format!(" at line {} column {}", error.line(), error.column()), error.to_string());
+                let told = told.strip_suffix(&place).unwrap_or(&told);
+                let column = error.column();
+                table.fault_here(format!("this is not a row as a JSON object: {told} at line {number} column {column}"));
+            }
             return;
         }
     }
@@ -112,7 +119,7 @@ impl<'de> Visitor<'de> for Row<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let table = self.table;
         if !table.begin() {
-            return Err(A::Error::custom("too many rows"));
+            return Err(A::Error::custom("the reading has ended"));
         }
         while let Some(place) = map.next_key_seed(Column { table: &mut *table })? {
             let slot = place.filter(|&place| table.see(place)).map(|place| table.slot(place));
@@ -120,6 +127,7 @@ impl<'de> Visitor<'de> for Row<'_, '_> {
                 Some(slot) if slot != Slot::Unread => map.next_value_seed(Value { table: &mut *table, slot, depth: 0 })?,
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
+            table.leave();
         }
         table.end();
         Ok(())
@@ -213,7 +221,10 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        self.whole(i128::from(value));
+        match self.slot {
+            Slot::Tensor if self.depth > 0 => self.table.push_whole(value),
+            _ => self.whole(i128::from(value)),
+        }
         Ok(())
     }
 

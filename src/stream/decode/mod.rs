@@ -2,6 +2,9 @@
 //!
 //! A post is taken whole or not at all. What is wrong with values is gathered, up to a number, so that a client can mend them all
 //! at once; what is wrong with the syntax ends the reading.
+//!
+//! An integer label means the class of that number; where any class is *named* with an integer it means the class of that name,
+//! in every text format (the raw format has numbers only).
 
 mod csv;
 mod json;
@@ -13,7 +16,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::Schema;
-use crate::limits::{ERRORS_LISTED_MAX, POST_ROWS_MAX};
+use crate::limits::ERRORS_LISTED_MAX;
 use crate::rows::Rows;
 use table::Table;
 
@@ -76,7 +79,8 @@ pub struct Fault {
 pub struct DecodeError {
     /// The first faults.
     pub faults: Vec<Fault>,
-    /// How many there are in all.
+    /// How many there are in all, as far as they were counted: reading ends after
+    /// [`FAULTS_COUNTED_MAX`](crate::limits::FAULTS_COUNTED_MAX), and at the first fault of the syntax.
     pub total: u64,
 }
 
@@ -132,7 +136,6 @@ pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) ->
     };
     match rows.count {
         0 => Err(DecodeError::whole("there are no rows")),
-        count if count > POST_ROWS_MAX => Err(DecodeError::whole(format!("{count} rows, {POST_ROWS_MAX} are the most"))),
         _ => Ok(rows),
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::{DecodeError, Faults, Purpose};
+use crate::limits::POST_ROWS_MAX;
 use crate::rows::{Block, Element, Rows, Target as Labels};
 use crate::stream::schema::{Schema, Target};
 
@@ -18,6 +19,9 @@ pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<R
         return Err(DecodeError::whole(format!("{length} bytes are no whole number of rows of {each} bytes ({has})")));
     }
     let count = body.len() / (row_bytes + beside);
+    if count > POST_ROWS_MAX {
+        return Err(DecodeError::whole(format!("{count} rows, {POST_ROWS_MAX} are the most")));
+    }
     let mut sections = Sections { body, at: 0 };
     let features = sections.take(count * row_bytes);
     let mut faults = Faults::default();

@@ -1,7 +1,12 @@
 //! Rows in the making: the column buffers that the text formats write into, and the rules that values are held to.
+//!
+//! The buffers never hold more than the body itself brought: a row takes its place with the values that it has, and from the
+//! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing.
+
+use std::collections::BTreeMap;
 
 use super::{DecodeError, Faults, Purpose};
-use crate::limits::{LABEL_BYTES_MAX, POST_ROWS_MAX};
+use crate::limits::{FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, POST_ROWS_MAX};
 use crate::rows::{Block, Element, Rows, Target as Labels};
 use crate::stream::schema::{Classes, Field, Schema, Target};
 
@@ -26,23 +31,41 @@ pub(super) enum Slot {
 pub(super) struct Table<'a> {
     pub(super) schema: &'a Schema,
     /// The schema's, looked up once: each number that is read asks for them.
+    is_numeric: bool,
     element: Element,
     width: usize,
     row_bytes: usize,
     purpose: Purpose,
     faults: Faults,
     features: Vec<u8>,
+    /// Where the present row's features begin.
+    row_start: usize,
     classes: Vec<u32>,
     values: Vec<f32>,
     ids: Vec<String>,
     times_ms: Vec<i64>,
-    /// Rows that are whole.
+    /// Rows that have ended.
     rows: usize,
+    is_ended: bool,
     /// Which columns the present row has had, in the order of [`Table::columns`].
     seen: Vec<bool>,
     columns: Vec<(&'a str, Slot)>,
     /// The column that is likely to come next, as rows mostly have the same order.
     likely: usize,
+    /// The columns by name, made when a column comes that was not the likely one.
+    by_name: Option<BTreeMap<&'a str, usize>>,
+    /// The column whose value is being read, for errors of the syntax.
+    reading: Option<usize>,
+    /// The classes by name, made when the first label comes.
+    class_names: Option<ClassNames<'a>>,
+}
+
+/// The names of classes, for looking up labels.
+struct ClassNames<'a> {
+    by_name: BTreeMap<&'a str, u32>,
+    /// Whether any class is named with an integer. Then an integer is a name and never a place in the list, so that in
+    /// `["1", "2", "3"]` the label 1 means the same class in every format.
+    numerals: bool,
 }
 
 impl<'a> Table<'a> {
@@ -59,20 +82,26 @@ impl<'a> Table<'a> {
         let columns: Vec<_> = fields.chain(target).chain(id).chain(time).collect();
         Table {
             schema,
+            is_numeric: schema.is_numeric(),
             element: schema.element(),
             width: schema.width(),
             row_bytes: schema.row_bytes(),
             purpose,
             faults: Faults::default(),
             features: Vec::new(),
+            row_start: 0,
             classes: Vec::new(),
             values: Vec::new(),
             ids: Vec::new(),
             times_ms: Vec::new(),
             rows: 0,
+            is_ended: false,
             seen: vec![false; columns.len()],
             columns,
             likely: 0,
+            by_name: None,
+            reading: None,
+            class_names: None,
         }
     }
 
@@ -80,7 +109,11 @@ impl<'a> Table<'a> {
     pub(super) fn find(&mut self, name: &str) -> Option<usize> {
         let found = match self.columns.get(self.likely) {
             Some((likely, _)) if *likely == name => Some(self.likely),
-            _ => self.columns.iter().position(|(column, _)| *column == name),
+            _ => {
+                let columns = &self.columns;
+                let index = || columns.iter().enumerate().map(|(place, (column, _))| (*column, place)).collect();
+                self.by_name.get_or_insert_with(index).get(name).copied()
+            }
         };
         self.likely = found.map_or(self.likely, |place| (place + 1) % self.columns.len());
         found
@@ -91,7 +124,11 @@ impl<'a> Table<'a> {
     }
 
     fn name(&self, slot: Slot) -> Option<&'a str> {
-        self.columns.iter().find(|(_, other)| *other == slot).map(|(name, _)| *name)
+        let place = match slot {
+            Slot::Numeric(column) => Some(column),
+            slot => self.columns.iter().position(|(_, other)| *other == slot),
+        };
+        place.map(|place| self.columns[place].0)
     }
 
     /// Notes a fault in the present row.
@@ -105,6 +142,12 @@ impl<'a> Table<'a> {
         self.fault(name, reason);
     }
 
+    /// Notes a fault of the syntax, in the column whose value was being read.
+    pub(super) fn fault_here(&mut self, reason: impl Into<String>) {
+        let name = self.reading.map(|place| self.columns[place].0);
+        self.fault(name, reason);
+    }
+
     /// Notes a fault of a column in every row.
     pub(super) fn fault_column(&mut self, column: &str, reason: impl Into<String>) {
         self.faults.add(None, Some(column), reason);
@@ -115,16 +158,25 @@ impl<'a> Table<'a> {
         self.faults.add(None, None, reason);
     }
 
-    /// Begins a row: space for its features. False where there are too many rows, which ends the reading.
+    /// Whether [`Table::begin`] has ended the reading.
+    pub(super) fn is_ended(&self) -> bool {
+        self.is_ended
+    }
+
+    /// Begins a row. False where there are too many rows, or too many faults, which ends the reading.
     pub(super) fn begin(&mut self) -> bool {
         if self.rows >= POST_ROWS_MAX {
             self.fault_whole(format!("more than {POST_ROWS_MAX} rows"));
+        }
+        self.is_ended = self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
+        if self.is_ended {
             return false;
         }
         self.seen.fill(false);
         self.likely = 0;
-        if self.schema.is_numeric() {
-            self.features.resize((self.rows + 1) * self.row_bytes, 0);
+        self.row_start = self.features.len();
+        if self.is_numeric {
+            self.features.resize(self.row_start + self.row_bytes, 0);
         }
         true
     }
@@ -137,11 +189,24 @@ impl<'a> Table<'a> {
             self.fault(Some(name), "the column is there twice");
         }
         self.seen[place] = true;
+        self.reading = Some(place);
         new
     }
 
-    /// Ends a row: what is missing is a fault, and every buffer gets its place for the row, so that later rows stay in step.
+    /// The value of the column that was seen last has been read.
+    pub(super) fn leave(&mut self) {
+        self.reading = None;
+    }
+
+    /// Ends a row that has a fault as a whole.
+    pub(super) fn skip(&mut self) {
+        self.seen.fill(true);
+        self.end();
+    }
+
+    /// Ends a row: what is missing is a fault.
     pub(super) fn end(&mut self) {
+        self.leave();
         for place in 0..self.columns.len() {
             let (name, slot) = self.columns[place];
             if !self.seen[place] && slot != Slot::Unread {
@@ -149,20 +214,14 @@ impl<'a> Table<'a> {
             }
         }
         self.rows += 1;
-        self.features.resize(self.rows * self.row_bytes, 0);
-        if self.purpose == Purpose::Predict {
-            return;
-        }
-        match self.schema.target {
-            Some(Target::Classes { .. }) => self.classes.resize(self.rows, 0),
-            Some(Target::Regression { .. }) => self.values.resize(self.rows, 0.0),
-            None => {}
-        }
-        if self.schema.row_id.is_some() {
-            self.ids.resize(self.rows, String::new());
-        }
-        if self.schema.event_time.is_some() {
-            self.times_ms.resize(self.rows, 0);
+        if self.faults.total > 0 {
+            self.features.clear();
+            self.classes.clear();
+            self.values.clear();
+            self.ids.clear();
+            self.times_ms.clear();
+        } else {
+            debug_assert_eq!(self.features.len(), self.rows * self.row_bytes, "a row without a fault is whole");
         }
     }
 
@@ -172,7 +231,7 @@ impl<'a> Table<'a> {
         if !narrow.is_finite() {
             return self.fault_at(Slot::Numeric(column), format!("{value} is not a finite 32-bit number"));
         }
-        let at = self.rows * self.row_bytes + column * 4;
+        let at = self.row_start + column * 4;
         self.features[at..at + 4].copy_from_slice(&narrow.to_le_bytes());
     }
 
@@ -197,9 +256,17 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// [`Table::push_element`] for the commonest of elements, which needs no float.
+    pub(super) fn push_whole(&mut self, value: u64) {
+        match u8::try_from(value) {
+            Ok(byte) if self.element == Element::U8 && self.elements() <= self.width => self.features.push(byte),
+            _ => self.push_element(value as f64),
+        }
+    }
+
     /// Numbers that the present row's tensor has so far.
     pub(super) fn elements(&self) -> usize {
-        (self.features.len() - self.rows * self.row_bytes) / self.element.bytes()
+        (self.features.len() - self.row_start) / self.element.bytes()
     }
 
     /// A label as a number.
@@ -207,10 +274,17 @@ impl<'a> Table<'a> {
         match &self.schema.target {
             Some(Target::Classes { classes, .. }) => {
                 let count = classes.count();
-                if value.fract() == 0.0 && value >= 0.0 && value < count as f64 {
-                    self.classes.push(value as u32);
-                } else {
-                    self.fault_at(Slot::Target, format!("{value} is not a class from 0 to {}", count - 1));
+                let named = self.class_names().filter(|names| names.numerals);
+                let class = match named {
+                    // A whole float is written without its point.
+                    Some(names) => names.by_name.get(value.to_string().as_str()).copied(),
+                    None => (value.fract() == 0.0 && value >= 0.0 && value < count as f64).then_some(value as u32),
+                };
+                let named = named.is_some();
+                match class {
+                    Some(class) => self.classes.push(class),
+                    None if named => self.fault_class(&value.to_string()),
+                    None => self.fault_at(Slot::Target, format!("{value} is not a class from 0 to {}", count - 1)),
                 }
             }
             Some(Target::Regression { .. }) => {
@@ -226,13 +300,31 @@ impl<'a> Table<'a> {
 
     /// A label as a word.
     pub(super) fn put_target_word(&mut self, word: &str) {
-        let Some(Target::Classes { classes: Classes::Names(names), .. }) = &self.schema.target else {
-            return self.fault_at(Slot::Target, format!("`{}` is not a number", short(word)));
-        };
-        match names.iter().position(|name| name == word) {
-            Some(class) => self.classes.push(class as u32),
-            None => self.fault_at(Slot::Target, format!("`{}` is none of the classes {}", short(word), short(&names.join(", ")))),
+        match self.class_names().map(|names| names.by_name.get(word).copied()) {
+            Some(Some(class)) => self.classes.push(class),
+            Some(None) => self.fault_class(word),
+            None => self.fault_at(Slot::Target, format!("`{}` is not a number", short(word))),
         }
+    }
+
+    /// Whether a word names a class.
+    pub(super) fn is_class(&mut self, word: &str) -> bool {
+        self.class_names().is_some_and(|names| names.by_name.contains_key(word))
+    }
+
+    fn class_names(&mut self) -> Option<&ClassNames<'a>> {
+        let Some(Target::Classes { classes: Classes::Names(names), .. }) = &self.schema.target else { return None };
+        Some(self.class_names.get_or_insert_with(|| ClassNames {
+            by_name: names.iter().zip(0..).map(|(name, class)| (name.as_str(), class)).collect(),
+            numerals: names.iter().any(|name| name.parse::<i64>().is_ok()),
+        }))
+    }
+
+    fn fault_class(&mut self, word: &str) {
+        const SHOWN: usize = 8;
+        let names = self.schema.class_names().unwrap_or_default();
+        let some = names[..names.len().min(SHOWN)].join(", ");
+        self.fault_at(Slot::Target, format!("`{}` is none of the {} classes {}", short(word), names.len(), short(&some)));
     }
 
     /// A row's id.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::{FAULTS_COUNTED_MAX, POST_ROWS_MAX};
 use crate::rows::{Element, Target};
 
 fn schema(text: &str) -> Schema {
@@ -95,6 +96,77 @@ fn faults_are_listed_up_to_a_number_and_counted() {
     assert!(error.to_string().contains("row 0 in column `p`"), "{error}");
 }
 
+#[test]
+fn an_integer_is_a_name_where_names_are_integers_in_every_text_format() {
+    let text = r#"{"fields":[{"name":"x","type":"numeric"}],"target":{"name":"y","type":"classes","classes":["1","2","-1"]}}"#;
+    let schema = schema(text);
+    let json = r#"{"rows":[{"x":0,"y":1},{"x":0,"y":"2"},{"x":0,"y":-1},{"x":0,"y":1.0}]}"#;
+    let expected = Some(Target::Classes(vec![0, 1, 2, 0]));
+    assert_eq!(learn(&schema, Format::Json, json).unwrap().target, expected);
+    assert_eq!(learn(&schema, Format::Csv, "x,y\n0,1\n0,2\n0,-1\n0,1.0\n").unwrap().target, expected);
+    let fault = first_fault(learn(&schema, Format::Json, r#"{"rows":[{"x":0,"y":0}]}"#));
+    assert!(fault.reason.contains("none of the 3 classes 1, 2, -1"), "{}", fault.reason);
+}
+
+#[test]
+fn a_small_body_of_faults_stays_small() {
+    // 16 MiB for each row that is kept, were any kept.
+    let vast = schema(r#"{"fields":[{"name":"t","type":"tensor","shape":[16777216],"element":"u8"}]}"#);
+    let body = format!(r#"{{"rows":[{}{{}}]}}"#, "{},".repeat(20_000));
+    let error = learn(&vast, Format::Json, body).unwrap_err();
+    assert_eq!((error.faults.len(), error.total), (ERRORS_LISTED_MAX, FAULTS_COUNTED_MAX));
+    assert_eq!(first_fault(learn(&vast, Format::Csv, "t_0\n1\n")).column.as_deref(), Some("t"));
+    let lines = format!("p_0,p_1,p_2,p_3,v\n{}", "1\n".repeat(50));
+    assert_eq!(learn(&pixels(), Format::Csv, lines).unwrap_err().total, 50);
+}
+
+#[test]
+fn rows_are_taken_at_their_limit_and_not_one_past_it() {
+    let byte = schema(r#"{"fields":[{"name":"t","type":"tensor","shape":[1],"element":"u8"}]}"#);
+    for (rows, good) in [(POST_ROWS_MAX, true), (POST_ROWS_MAX + 1, false)] {
+        for (format, body) in [(Format::Raw, vec![1; rows]), (Format::Csv, format!("t_0\n{}", "1\n".repeat(rows)).into_bytes())] {
+            match learn(&byte, format, body) {
+                Ok(taken) => assert!(good && taken.count == rows),
+                Err(error) => assert!(!good && error.total == 1, "{error}"),
+            }
+        }
+    }
+    let fault = first_fault(learn(&byte, Format::Json, format!("[{}", "[".repeat(100_000))));
+    assert!(fault.reason.contains("not JSON"), "{}", fault.reason);
+}
+
+#[test]
+fn faults_of_the_syntax_say_where_they_are() {
+    let cases = [
+        (Format::Json, r#"{"rows":[{"x":1,"y":2,"label":0,"id":1,"at":1},{"x":1e999"#, Some(1), Some("x"), "number out of range"),
+        (Format::Json, r#"{"rows":[{"x":1,"y":"#, Some(0), Some("y"), "EOF"),
+        (Format::Json, r#"{"rows":[{"x":1,"x":2,"y":0,"label":0,"id":1,"at":1}]}"#, Some(0), Some("x"), "twice"),
+        (Format::Json, r#"{"rows":[]}"#, None, None, "no rows"),
+        (Format::Json, r#"{"rows":[],"more":1}"#, Some(0), None, "`more`"),
+        (Format::Ndjson, "\n{\"x\":1,\"y\":2,\"label\":0,\"id\":1,\"at\":1}\n{\"x\":}", Some(1), Some("x"), "at line 3 column 6"),
+        (Format::Csv, "x,y,label,id\n", None, None, "no rows"),
+        (Format::Csv, "x,y,label,id\n1,2,0,1\n", Some(0), Some("at"), "missing"),
+        (Format::Csv, "", None, None, "no rows"),
+        (Format::Csv, "x,y,label,id,at,z\n1,2,0,1,1,1\n", None, Some("z"), "no such column"),
+        (Format::Csv, "x,y,label,id,at\nnan,2,0,1,1\n", Some(0), Some("x"), "not a finite"),
+        (Format::Raw, "123", None, None, "no whole number of rows"),
+    ];
+    for (format, body, row, column, reason) in cases {
+        let error = learn(&points(), format, body).unwrap_err();
+        let fault = &error.faults[0];
+        assert_eq!((fault.row, fault.column.as_deref()), (row, column), "{body}: {fault:?}");
+        assert!(fault.reason.contains(reason), "{body}: {fault:?}");
+    }
+    let bytes = b"x,y,label,id,at\n1,2,0,\xff,1\n".to_vec();
+    assert_eq!(first_fault(learn(&points(), Format::Csv, bytes)).column.as_deref(), Some("id"));
+}
+
+/// Any rows of [`points`], as text that each format reads back to the bit.
+fn any_points() -> impl Strategy<Value = Vec<(f32, f32, u32, u64, i64)>> {
+    let number = || -1e6f32..1e6;
+    prop::collection::vec((number(), number(), 0u32..2, any::<u64>(), any::<i64>()), 1..20)
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_a_decoder_panic(body in prop::collection::vec(any::<u8>(), 0..300), at in 0usize..4, learns in any::<bool>()) {
@@ -116,5 +188,30 @@ proptest! {
             body.truncate(cut.index(body.len()));
             drop(learn(&points(), format, body));
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_each_format(points_of in any_points(), pixel_rows in prop::collection::vec(any::<[u8; 4]>(), 1..20)) {
+        let names = ["no", "yes"];
+        let object = |(x, y, label, id, at): &(f32, f32, u32, u64, i64)| {
+            format!(r#"{{"id":{id},"label":"{}","y":{y:?},"at":{at},"x":{x:?}}}"#, names[*label as usize])
+        };
+        let objects: Vec<_> = points_of.iter().map(object).collect();
+        let mut raw: Vec<u8> = points_of.iter().flat_map(|(x, y, ..)| [x.to_le_bytes(), y.to_le_bytes()]).flatten().collect();
+        raw.extend(points_of.iter().flat_map(|point| point.2.to_le_bytes()));
+        raw.extend(points_of.iter().flat_map(|point| point.3.to_le_bytes()));
+        raw.extend(points_of.iter().flat_map(|point| point.4.to_le_bytes()));
+        let lines = points_of.iter().map(|(x, y, label, id, at)| format!("{at},{x:?},{label},{id},{y:?}\n"));
+        let rows = learn(&points(), Format::Raw, raw).unwrap();
+        prop_assert_eq!(rows.count, points_of.len());
+        prop_assert_eq!(&learn(&points(), Format::Json, format!(r#"{{"rows":[{}]}}"#, objects.join(","))).unwrap(), &rows);
+        prop_assert_eq!(&learn(&points(), Format::Ndjson, objects.join("\n")).unwrap(), &rows);
+        prop_assert_eq!(&learn(&points(), Format::Csv, format!("at,x,label,id,y\n{}", lines.collect::<String>())).unwrap(), &rows);
+
+        let nested = pixel_rows.iter().map(|[a, b, c, d]| format!(r#"{{"v":0.5,"p":[[{a},{b}],[{c},{d}]]}}"#));
+        let lines = pixel_rows.iter().map(|[a, b, c, d]| format!("{d},{c},{b},{a},0.5\n"));
+        let json = learn(&pixels(), Format::Ndjson, nested.collect::<Vec<_>>().join("\n")).unwrap();
+        prop_assert_eq!(&json.blocks[0].bytes[..], &pixel_rows.concat()[..]);
+        prop_assert_eq!(learn(&pixels(), Format::Csv, format!("p_3,p_2,p_1,p_0,v\n{}", lines.collect::<String>())).unwrap(), json);
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Nobody waits for a timer: alone, an entry is committed at once; under load, lots form by themselves. If the storage fails, what
 //! was asked for is told so, and the process ends: a sync that failed once may have dropped what it was given, and trying again
-//! can then succeed without it.
+//! can then succeed without it. A storage that panics (redb may, over a file that was altered behind its back) has failed too.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -14,6 +15,8 @@ use super::{Committed, Entry, Log, LogError};
 
 /// Requests that may wait for the writer.
 const QUEUE_MAX: usize = 1024;
+/// Bytes after which a transaction takes no further request: redb holds all of it in memory, and everybody in it waits for all.
+const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// What is told to whoever asked.
 type Reply = Box<dyn FnOnce(Result<Vec<Committed>, LogError>) + Send>;
@@ -61,25 +64,32 @@ impl Committer {
     /// Makes entries durable and waits for it.
     ///
     /// # Errors
-    /// The storage failed.
+    /// The storage failed, or a decision was not its model's next; other entries are durable nevertheless.
     pub fn commit(&self, entries: Vec<Entry>) -> Result<Vec<Committed>, LogError> {
         let (done, end) = bounded(1);
         self.submit(entries, move |committed| drop(done.send(committed)));
-        end.recv().unwrap_or(Err(LogError::Closed))
+        let committed = end.recv().unwrap_or(Err(LogError::Closed))?;
+        match committed.contains(&Committed::OutOfOrder) {
+            true => Err(LogError::OutOfOrder),
+            false => Ok(committed),
+        }
     }
 }
 
 fn write(log: &dyn Log, queue: &Receiver<Request>, group_max: usize, hooks: &Hooks) {
     while let Ok(first) = queue.recv() {
-        let mut group = vec![first];
-        group.extend(queue.try_iter().take(group_max.saturating_sub(1)));
-        let (mut entries, mut replies) = (Vec::new(), Vec::with_capacity(group.len()));
-        for request in group {
+        let (mut entries, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(request) = next {
+            bytes += request.entries.iter().map(Entry::bytes).sum::<usize>();
             replies.push((request.entries.len(), request.reply));
             entries.extend(request.entries);
+            let has_room = replies.len() < group_max && bytes < GROUP_BYTES_MAX;
+            next = has_room.then(|| queue.try_recv().ok()).flatten();
         }
         let began = Instant::now();
-        match log.commit(&entries) {
+        let committed = catch_unwind(AssertUnwindSafe(|| log.commit(&entries)));
+        match committed.unwrap_or_else(|_| Err(LogError::Storage("it panicked; see the log of the process".into()))) {
             Ok(committed) => {
                 (hooks.committed)(began.elapsed().as_secs_f64(), replies.len());
                 let mut committed = committed.into_iter();
@@ -92,7 +102,8 @@ fn write(log: &dyn Log, queue: &Receiver<Request>, group_max: usize, hooks: &Hoo
                     reply(Err(error.clone()));
                 }
                 (hooks.fatal)(&error);
-                return;
+                // A request that came meanwhile lies in the channel for as long as anybody may send: it must be answered.
+                queue.iter().for_each(|late| (late.reply)(Err(LogError::Closed)));
             }
         }
     }

@@ -4,9 +4,11 @@
 //! 1. A commit is one transaction: all of its entries are durable when it returns, or none is there at all.
 //! 2. A stream's sequence numbers begin at 1 and have no gap; a record spans the numbers of its rows; all records of one post are
 //!    consecutive.
-//! 3. An idempotency key and the records that it stands for come and go together.
+//! 3. An idempotency key comes with the records that it stands for, and goes with the last of them.
 //! 4. Ids of streams and models are never used again.
 //! 5. What was read was written: a record carries its own checksum ([`super::record`]).
+//! 6. A model's decisions are numbered from 0 without a gap, and none is ever written over.
+//! 7. No transaction grows with the log: what can be long (forgetting, sweeping) is done in many.
 //!
 //! [`RedbLog`] keeps all of it in one file on one machine. [`commit`] puts what arrives together into one commit.
 
@@ -59,7 +61,7 @@ pub enum Entry {
         /// Its schema.
         bytes: Vec<u8>,
     },
-    /// A stream with all of its records and keys.
+    /// No such stream any more. Its records and keys are beyond reach; [`Log::sweep`] removes them.
     DeleteStream {
         /// Which.
         stream: u32,
@@ -107,6 +109,19 @@ pub enum Committed {
     KeyReused,
     /// There is no such stream; nothing was appended.
     NoStream,
+    /// The decision is not its model's next; it was not taken.
+    OutOfOrder,
+}
+
+impl Entry {
+    /// Bytes that it brings, about.
+    fn bytes(&self) -> usize {
+        match self {
+            Entry::Append { records, .. } => records.iter().map(|record| record.bytes.len()).sum(),
+            Entry::PutStream { bytes, .. } | Entry::PutModel { bytes, .. } | Entry::Decision { bytes, .. } => bytes.len(),
+            Entry::DeleteStream { .. } | Entry::DeleteModel { .. } => 0,
+        }
+    }
 }
 
 /// Why the log did not do what it was asked.
@@ -118,6 +133,9 @@ pub enum LogError {
     /// The file is not this log's, or of another version.
     #[error("{0}")]
     Format(String),
+    /// A decision was not its model's next: two write for one model, or one writes for a model that was deleted.
+    #[error("the decision is not its model's next")]
+    OutOfOrder,
     /// The log has ended.
     #[error("the log is closed")]
     Closed,
@@ -148,7 +166,7 @@ pub trait Log: Send + Sync {
     /// The oldest row that is kept and the newest; `(n + 1, n)` where none is kept.
     fn bounds(&self, stream: u32) -> Result<(Sequence, Sequence), LogError>;
     /// Forgets whole records, and their keys, that end before the row `before`, oldest first, while the stream's records take more
-    /// than `retain_bytes`.
+    /// than `retain_bytes` of disk.
     fn trim(&self, stream: u32, before: Sequence, retain_bytes: u64) -> Result<(), LogError>;
     /// All streams.
     fn streams(&self) -> Result<Registered, LogError>;
@@ -160,6 +178,8 @@ pub trait Log: Send + Sync {
     fn next_model_id(&self) -> Result<u32, LogError>;
     /// A model's decisions, in order.
     fn decisions(&self, model: u32) -> Result<Vec<Vec<u8>>, LogError>;
-    /// Bytes of all records.
+    /// Removes what deleted streams have left. A crash between the deletion and this is mended at the next opening.
+    fn sweep(&self) -> Result<(), LogError>;
+    /// Bytes of disk that all records take.
     fn stored_bytes(&self) -> u64;
 }

@@ -5,10 +5,10 @@
 //! ```text
 //! header     name                 -> text      format, version, identity
 //! streams    stream               -> (name, schema)
-//! heads      stream               -> (last sequence, bytes of its records)
+//! heads      stream               -> (last sequence, bytes of disk that its records take)
 //! records    (stream, first)      -> rows | record
 //! keys       (stream, key)        -> (first, last, fingerprint)
-//! key_of     (stream, first)      -> key       so that trimming finds a record's key
+//! key_of     (stream, first)      -> key       of a post's last record, so that forgetting the post finds its key
 //! models     model                -> (name, what it is)
 //! decisions  (model, index)       -> decision
 //! next       "stream" or "model"  -> the next id
@@ -42,8 +42,11 @@ const FORMAT: &str = "mustela log";
 const FORMAT_VERSION: &str = "1";
 /// Bytes before a record: how many rows it has.
 const ROWS_BYTES: usize = 8;
-/// Records that one transaction of a trim forgets.
+/// Records, or keys, that one transaction of a trim or a sweep forgets.
 const TRIM_RECORDS: usize = 256;
+/// redb's page, and about what it and its tree need beside a record.
+const PAGE_BYTES: usize = 4096;
+const RECORD_OVERHEAD_BYTES: usize = 64;
 
 /// How the file is opened.
 #[derive(Clone, Debug)]
@@ -83,6 +86,7 @@ impl RedbLog {
         let mut log = RedbLog { database, identity: String::new(), stored_bytes: AtomicU64::new(0) };
         log.identity = log.check_header(&path)?;
         log.stored_bytes = AtomicU64::new(log.sum_bytes()?);
+        log.sweep()?;
         Ok(log)
     }
 
@@ -151,11 +155,6 @@ impl RedbLog {
                 if let Some(head) = write.open_table(HEADS).map_err(storage)?.remove(of).map_err(storage)? {
                     *bytes -= head.value().1 as i64;
                 }
-                let all = (of, 0)..=(of, u64::MAX);
-                write.open_table(RECORDS).map_err(storage)?.retain_in(all.clone(), |_, _| false).map_err(storage)?;
-                write.open_table(KEY_OF).map_err(storage)?.retain_in(all, |_, _| false).map_err(storage)?;
-                let keys = (of, "")..(of + 1, "");
-                write.open_table(KEYS).map_err(storage)?.retain_in(keys, |_, _| false).map_err(storage)?;
             }
             Entry::PutModel { model, name, bytes } => {
                 let row = (name.as_str(), bytes.as_slice());
@@ -169,6 +168,9 @@ impl RedbLog {
             }
             Entry::Decision { model, index, bytes } => {
                 let mut decisions = write.open_table(DECISIONS).map_err(storage)?;
+                if *index != next_decision(&decisions, *model)? {
+                    return Ok(Committed::OutOfOrder);
+                }
                 decisions.insert((*model, *index), bytes.as_slice()).map_err(storage)?;
             }
         }
@@ -193,6 +195,46 @@ impl RedbLog {
         Ok(next.get(what).map_err(storage)?.map_or(1, |next| next.value()))
     }
 
+    /// A stream that was deleted and has left something.
+    fn deleted_stream(&self) -> Result<Option<u32>, LogError> {
+        let read = self.database.begin_read().map_err(storage)?;
+        let streams = read.open_table(STREAMS).map_err(storage)?;
+        let mut left = ids_in(&read.open_table(RECORDS).map_err(storage)?)?;
+        left.extend(ids_in(&read.open_table(KEY_OF).map_err(storage)?)?);
+        for id in left {
+            if streams.get(id).map_err(storage)?.is_none() {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes a little of what a deleted stream has left; false where nothing is left.
+    fn sweep_some(&self) -> Result<bool, LogError> {
+        let Some(stream) = self.deleted_stream()? else { return Ok(false) };
+        let write = self.begin()?;
+        {
+            let of = || (stream, 0)..=(stream, u64::MAX);
+            let mut records = write.open_table(RECORDS).map_err(storage)?;
+            let some = records.range(of()).map_err(storage)?.take(TRIM_RECORDS);
+            let some = some.map(|record| Ok(record.map_err(storage)?.0.value())).collect::<Result<Vec<_>, LogError>>()?;
+            for at in some {
+                records.remove(at).map_err(storage)?;
+            }
+            let mut key_of = write.open_table(KEY_OF).map_err(storage)?;
+            let mut keys = write.open_table(KEYS).map_err(storage)?;
+            let some = key_of.range(of()).map_err(storage)?.take(TRIM_RECORDS);
+            let some = some.map(|key| Ok(key.map_err(storage)?.0.value())).collect::<Result<Vec<_>, LogError>>()?;
+            for at in some {
+                if let Some(key) = key_of.remove(at).map_err(storage)? {
+                    keys.remove((stream, key.value())).map_err(storage)?;
+                }
+            }
+        }
+        write.commit().map_err(storage)?;
+        Ok(true)
+    }
+
     /// Forgets a few records; true where there may be more to forget.
     fn trim_some(&self, stream: u32, before: Sequence, retain_bytes: u64) -> Result<bool, LogError> {
         let write = self.begin()?;
@@ -214,7 +256,7 @@ impl RedbLog {
                     break;
                 }
                 doomed.push(first);
-                forgotten_bytes += bytes.len() as u64;
+                forgotten_bytes += occupied(bytes.len());
             }
             let mut key_of = write.open_table(KEY_OF).map_err(storage)?;
             let mut keys = write.open_table(KEYS).map_err(storage)?;
@@ -233,6 +275,25 @@ impl RedbLog {
         self.stored_bytes.fetch_sub(forgotten_bytes, Relaxed);
         Ok(more)
     }
+}
+
+/// The index of a model's next decision.
+fn next_decision(decisions: &impl ReadableTable<(u32, u64), &'static [u8]>, model: u32) -> Result<u64, LogError> {
+    let newest = decisions.range((model, 0)..=(model, u64::MAX)).map_err(storage)?.next_back();
+    Ok(newest.transpose().map_err(storage)?.map_or(0, |(at, _)| at.value().1 + 1))
+}
+
+/// The ids, in order, that have rows in a table with keys `(id, …)` of fixed width.
+fn ids_in<V: redb::Value + 'static>(table: &impl ReadableTable<(u32, u64), V>) -> Result<Vec<u32>, LogError> {
+    let mut ids = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let found = table.range((from, 0)..).map_err(storage)?.next().transpose().map_err(storage)?;
+        let id = found.map(|(key, _)| key.value().0);
+        ids.extend(id);
+        next = id.and_then(|id| id.checked_add(1));
+    }
+    Ok(ids)
 }
 
 fn open_all(write: &WriteTransaction) -> Result<(), LogError> {
@@ -267,23 +328,31 @@ fn append(
         return Ok(Committed::NoStream);
     };
     let mut table = write.open_table(RECORDS).map_err(storage)?;
-    let (mut last, mut added) = (head, 0);
+    let (mut last, mut added, mut last_record) = (head, 0, head + 1);
     for record in records {
+        last_record = last + 1;
         let mut place = table.insert_reserve((stream, last + 1), ROWS_BYTES + record.bytes.len()).map_err(storage)?;
         let place = place.as_mut();
         place[..ROWS_BYTES].copy_from_slice(&record.rows.to_le_bytes());
         place[ROWS_BYTES..].copy_from_slice(&record.bytes);
         last += record.rows;
-        added += record.bytes.len() as u64;
+        added += occupied(record.bytes.len());
     }
     let first = head + 1;
     if let Some(key) = key {
         keys.insert((stream, key.key.as_str()), (first, last, &key.fingerprint)).map_err(storage)?;
-        write.open_table(KEY_OF).map_err(storage)?.insert((stream, first), key.key.as_str()).map_err(storage)?;
+        write.open_table(KEY_OF).map_err(storage)?.insert((stream, last_record), key.key.as_str()).map_err(storage)?;
     }
     heads.insert(stream, (last, kept_bytes + added)).map_err(storage)?;
     *bytes += added as i64;
     Ok(Committed::Appended { first, last, replayed: false })
+}
+
+/// Bytes of disk that a record takes, about: redb gives a value beyond half a page pages of its own, a power of two of them.
+fn occupied(record_bytes: usize) -> u64 {
+    let bytes = record_bytes + RECORD_OVERHEAD_BYTES;
+    let bytes = if bytes > PAGE_BYTES / 2 { bytes.next_power_of_two().max(PAGE_BYTES) } else { bytes };
+    bytes as u64
 }
 
 /// A stored record's rows and its bytes.
@@ -369,6 +438,11 @@ impl Log for RedbLog {
             decisions.push(bytes.value().to_vec());
         }
         Ok(decisions)
+    }
+
+    fn sweep(&self) -> Result<(), LogError> {
+        while self.sweep_some()? {}
+        Ok(())
     }
 
     fn stored_bytes(&self) -> u64 {
