@@ -53,7 +53,24 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))
+    File::open(folder).map_err(at(folder))?.sync_all().map_err(|error| sync_failure(folder, &error))
+}
+
+/// A sync that failed: what was written before may be lost, and a second sync would not say so.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: it could not be synced: {error}")]
+struct SyncFailure {
+    path: String,
+    error: String,
+}
+
+fn sync_failure(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::other(SyncFailure { path: path.display().to_string(), error: error.to_string() })
+}
+
+/// Whether an error says that the disk may have lost what it was given: the process has to end, and not to try again.
+pub fn is_sync_failure(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<SyncFailure>())
 }
 
 impl Disk for FileSystem {
@@ -72,7 +89,7 @@ impl Disk for FileSystem {
             let mut file = BufWriter::new(File::create(&temporary).map_err(at(&temporary))?);
             write(&mut file)?;
             let file = file.into_inner().map_err(|error| error.into_error())?;
-            file.sync_all().map_err(at(&temporary))?;
+            file.sync_all().map_err(|error| sync_failure(&temporary, &error))?;
             fs::rename(&temporary, path).map_err(at(path))?;
             path.parent().map_or(Ok(()), sync_folder)
         })();

@@ -216,6 +216,9 @@ pub trait Fold: Send {
     /// replay.
     fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
 
+    /// Whether a change may be decided; the reason where it may not.
+    fn check(&self, change: &Change) -> Result<(), String>;
+
     /// Carries out a change at the present version; the fold is drained.
     fn execute(&mut self, change: &Change) -> Result<(), FoldError>;
 
@@ -265,6 +268,9 @@ pub enum FoldError {
     /// An arithmetic kernel failed.
     #[error("arithmetic failed: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// There is nothing to answer from, for the reason given.
+    #[error("{0}")]
+    Unavailable(String),
     /// A step panicked; the fold in memory is lost, the last checkpoint and the log are not.
     #[error("the step panicked: {0}")]
     Panicked(String),

@@ -6,8 +6,12 @@ pub const RECORD_ROWS_MAX: usize = 1024;
 pub const RECORD_BYTES_MAX: usize = 1 << 20;
 /// Decoded bytes of one row.
 pub const ROW_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a request that is a JSON document and not rows: a schema, a model, a budget.
+pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Rows of one post.
 pub const POST_ROWS_MAX: usize = 1 << 20;
+/// Rows of one query: its snapshot is held until the last of them is answered.
+pub const PREDICT_ROWS_MAX: usize = 8192;
 /// Fields of a schema.
 pub const FIELDS_MAX: usize = 4096;
 /// Classes of a target.

@@ -79,9 +79,14 @@ async fn one_byte_below_the_minimum_is_refused_and_the_minimum_works() {
     let mut model = points_model("points");
     model["memory_budget"] = json!(minimum - 1);
     client.put("/v1/models/n", &model).await.expect_problem(422, "budget_below_minimum");
-    model["memory_budget"] = json!("16MiB");
+    model["memory_budget"] = json!("1234.567KiB");
     let view = client.put("/v1/models/n", &model).await.expect(201);
-    assert_eq!(client.settled("n").await["memory"]["budget_bytes"], 16 << 20);
+    assert_eq!(client.settled("n").await["memory"]["budget_bytes"], 1_264_196);
     assert_eq!(view["stream"], "points");
+    running.stop().await;
+    // What was asked for is kept to the byte: the same request is still the same model.
+    let running = Running::start(folder.path(), &[]).await;
+    running.client.put("/v1/models/n", &model).await.expect(200);
+    assert_eq!(running.client.get("/v1/models/n").await.expect(200)["memory"]["budget_bytes"], 1_264_196);
     running.stop().await;
 }

@@ -32,7 +32,9 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder.join("models/1")).unwrap();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    files.sort_by_key(|path| path.file_stem().unwrap().to_str().unwrap().split_once('.').unwrap().1.parse::<u64>().unwrap());
+    // Named by version and decisions: 0.400-1.
+    let rows = |path: &PathBuf| path.file_stem()?.to_str()?.split_once('.')?.1.split_once('-')?.0.parse::<u64>().ok();
+    files.sort_by_key(|path| rows(path).unwrap());
     files
 }
 
@@ -71,6 +73,50 @@ async fn the_one_before_and_the_log_take_over() {
         if number == 0 { overwrite(file, |bytes| bytes.truncate(100)) } else { std::fs::remove_file(file).unwrap() }
     }
     assert_eq!(recovered(folder.path()).await, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_altered_manifest_is_read_from_its_copy() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = learned(folder.path()).await;
+    overwrite(&folder.path().join("models/1/manifest.json"), |bytes| bytes[30] ^= 1);
+    assert_eq!(recovered(folder.path()).await, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_cannot_come_back_stands_still_and_the_others_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    learned(folder.path()).await;
+    let process = Process::start(folder.path(), &SETTINGS);
+    process.client.put("/v1/models/other", &points_model("points")).await.expect(201);
+    process.client.settled("other").await;
+    assert_eq!(process.terminate(), Some(0));
+    // A checkpoint of another data folder: whole, and not this model's.
+    let log = folder.path().join("log.redb");
+    let elsewhere = tempfile::tempdir().unwrap();
+    learned(elsewhere.path()).await;
+    for file in std::fs::read_dir(elsewhere.path().join("models/1")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join("models/1").join(file.file_name())).unwrap();
+    }
+    assert!(log.exists());
+    let process = Process::start(folder.path(), &[]);
+    let view = process.client.get("/v1/models/m").await.expect(200);
+    assert_eq!(view["status"], "failed");
+    assert!(view["failure"].as_str().unwrap().contains("data folder"), "{view}");
+    let row = serde_json::json!({ "rows": [{ "x": 1, "y": 2 }] });
+    process.client.post_json("/v1/models/m/predict", &row).await.expect_problem(503, "model_failed");
+    let budget = serde_json::json!({ "budget": null });
+    process.client.put("/v1/models/m/memory-budget", &budget).await.expect_problem(409, "model_failed");
+    process.client.post_json("/v1/models/other/predict", &row).await.expect(200);
+    let wait = "/v1/streams/points/batches?wait=applied&model=";
+    let answer = process.client.post_json(&format!("{wait}m"), &points(0, 10)).await.expect(202);
+    assert_eq!(answer["applied"], false);
+    process.client.post_json(&format!("{wait}other"), &points(0, 10)).await.expect(200);
+    process.client.delete("/v1/models/m").await.expect(204);
+    process.client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    assert_eq!(process.client.settled("m").await["rows"]["learned"], 520);
+    assert_eq!(process.terminate(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,7 @@ async fn the_learning_rate_changes_by_a_decision() {
     client.settled("m").await;
     let view = client.patch("/v1/models/m", &json!({ "learning_rate": 0.0 })).await.expect(200);
     assert_eq!(view["learning_rate"], 0.0);
-    client.patch("/v1/models/m", &json!({ "learning_rate": -0.1 })).await.expect_problem(422, "learning_rate");
+    client.patch("/v1/models/m", &json!({ "learning_rate": -0.1 })).await.expect_problem(422, "invalid_change");
     client.patch("/v1/models/m", &json!({ "stream": "x" })).await.expect_problem(422, "invalid_body");
     // At a rate of zero nothing is learned any more, but rows are scored and counted.
     let row = json!({ "rows": [{ "x": 3.0, "y": 1.0 }] });

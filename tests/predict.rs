@@ -35,6 +35,16 @@ impl Kind for Frozen {
         "frozen"
     }
 
+    fn propose_plan(
+        &self,
+        _: &serde_json::Map<String, serde_json::Value>,
+        _: &Schema,
+        _: u64,
+        _: Option<u64>,
+    ) -> Result<serde_json::Value, SpecError> {
+        Ok(json!({}))
+    }
+
     fn build(&self, _: &serde_json::Map<String, serde_json::Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
         Ok(Box::new(Stuck(Ledger::default())))
     }
@@ -51,6 +61,9 @@ impl Fold for Stuck {
     }
     fn propose_plan(&self, _: Option<u64>) -> Result<serde_json::Value, BelowMinimum> {
         Ok(json!({}))
+    }
+    fn check(&self, _: &Change) -> Result<(), String> {
+        Ok(())
     }
     fn execute(&mut self, _: &Change) -> Result<(), FoldError> {
         Ok(())

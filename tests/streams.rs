@@ -115,6 +115,56 @@ async fn a_model_that_is_too_far_behind_pushes_back_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_made_on_a_long_stream_does_not_stop_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.post_json(BATCHES, &points(0, 5000)).await.expect(202);
+    let mut model = points_model("points");
+    model["step_rows"] = json!(1);
+    model["network"] = json!({ "architecture": "mlp", "hidden": [512, 512] });
+    model["overload"] = json!({ "policy": "backpressure", "lag_rows_max": 100 });
+    client.put("/v1/models/m", &model).await.expect(201);
+    client.post_json(BATCHES, &points(0, 10)).await.expect(202);
+    assert_eq!(client.settled("m").await["rows"]["learned"], 5010);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_log_refuses_and_lets_go_of_what_is_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("log.bytes_max", "16MiB"), ("log.retain_bytes", "16MiB"), ("checkpoint.interval_rows", "100")];
+    let running = Running::start(folder.path(), &settings).await;
+    let client = &running.client;
+    let schema = json!({
+        "fields": [{ "name": "t", "type": "tensor", "shape": [4096], "element": "f32" }],
+        "target": { "name": "y", "type": "regression" },
+    });
+    client.put("/v1/streams/wide", &schema).await.expect(201);
+    let body: Vec<u8> = (0..64 * 4097u32).flat_map(|word| (word as f32 * 1.37).sin().to_le_bytes()).collect();
+    let post = async || client.post("/v1/streams/wide/batches", "application/octet-stream", body.clone()).await;
+    let mut taken = 0;
+    let refused = loop {
+        let answer = post().await;
+        match answer.status {
+            202 => taken += 64,
+            _ => break answer,
+        }
+        assert!(taken < 10_000, "the log is never full");
+    };
+    refused.expect_problem(507, "insufficient_storage");
+    // A model learns it all; what its checkpoints no longer need makes room.
+    let model = json!({ "kind": "network", "stream": "wide", "network": { "architecture": "linear" }, "learning_rate": 0.0001 });
+    client.put("/v1/models/m", &model).await.expect(201);
+    assert_eq!(client.settled("m").await["rows"]["accepted"], taken);
+    for _ in 0..4 {
+        post().await.expect(202);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_forgets_what_no_checkpoint_needs() {
     let folder = tempfile::tempdir().unwrap();
     let settings = [("log.retain_bytes", "0"), ("checkpoint.interval_rows", "100")];

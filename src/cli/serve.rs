@@ -208,7 +208,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
         retain_bytes: config.log.retain_bytes,
     };
-    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, metrics.clone(), settings));
+    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, metrics.clone(), settings, end_now));
     let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
     Ok(Opened { log, streams, models })
 }
@@ -222,15 +222,18 @@ fn hooks(metrics: &Arc<Metrics>) -> Hooks {
             metrics.log_commit_seconds.observe(seconds);
             metrics.log_commit_entries.observe(entries as f64);
         }),
-        fatal: Box::new(|error| {
-            tracing::error!(%error, "the log cannot be written; ending, as nothing more can be promised");
-            std::process::exit(74);
-        }),
+        fatal: Box::new(|error| end_now(error)),
     }
 }
 
 /// What the scrape reads.
 type Scraped = (Arc<Metrics>, Arc<Streams>, Arc<Models>);
+
+/// Ends the process (with sysexits' EX_IOERR), because the disk may have lost what it was given.
+fn end_now(error: &dyn std::fmt::Display) {
+    tracing::error!(%error, "the disk failed; ending, as nothing more can be promised");
+    std::process::exit(74);
+}
 
 async fn render(State((metrics, streams, models)): State<Scraped>) -> Result<impl IntoResponse, StatusCode> {
     metrics.log_stored_bytes.set(streams.stored_bytes() as i64);

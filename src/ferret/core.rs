@@ -112,7 +112,8 @@ impl Core {
         Ok(Outcome { ordinal, last: step.last(), rows: step.rows.count as u64, verdict, score })
     }
 
-    /// Admission, then the three tasks of the only stage. A refused step has updated nothing.
+    /// Admission, then the three tasks of the only stage. A refused step updates no weight; what admission noted of its features
+    /// (the statistics of a standardising layer) stays, because later steps may have been admitted behind it.
     fn learn(&mut self, step: &Step, ordinal: u64) -> Result<(Verdict, Score), FoldError> {
         let input = self.admit(step)?;
         let targets = input::targets(&step.rows)?;
@@ -144,7 +145,8 @@ impl Core {
     fn admit(&mut self, step: &Step) -> Result<Counted, FoldError> {
         let input = input::features(&step.rows, &self.network.input_shape)?;
         if let Some(first) = self.layers.first_mut().filter(|_| self.network.observes()) {
-            let advanced = self.network.layers[0].observe(first.weights().tensors(), &input)?;
+            let mut advanced = first.weights().tensors().to_vec();
+            self.network.observe(&mut advanced, &input)?;
             first.replace(advanced, &self.ledger);
         }
         Ok(Counted::new(input, Part::Activations, &self.ledger))

@@ -169,7 +169,8 @@ mod tests {
 
     #[test]
     fn no_step_needs_more_than_the_plan_of_its_rows() {
-        for (inputs, hidden, rows_max) in [(784, vec![], 66), (1000, vec![], 512), (784, vec![256, 256], 70), (30, vec![8], 100)] {
+        for (inputs, hidden, rows_max) in [(784, vec![], 66), (1000, vec![], 512), (784, vec![256, 256], 70), (30, vec![8], 100)]
+        {
             let architecture = Architecture::Mlp { hidden, standardise: Some(false) };
             let network = Network::build(&architecture, &[inputs], 10, Loss::SoftmaxCrossEntropy, false).unwrap();
             for fuses in [true, false] {

@@ -75,7 +75,16 @@ impl Trainer {
         let core =
             Core::new(recipe.network.clone(), recipe.optimiser, recipe.learning_rate, plan.clone(), recipe.seed, ledger.clone())?;
         let credits = Credits::new(plan.bytes.step.total());
-        Ok(Trainer { recipe, place: Place::Here(Box::new(core)), plan, credits, pool, ledger, issued: Vec::new(), last_step: (0, 0) })
+        Ok(Trainer {
+            recipe,
+            place: Place::Here(Box::new(core)),
+            plan,
+            credits,
+            pool,
+            ledger,
+            issued: Vec::new(),
+            last_step: (0, 0),
+        })
     }
 
     /// Waits for the step in flight, if there is one.
@@ -131,6 +140,15 @@ impl Trainer {
     }
 }
 
+/// What may be a learning rate, at the start and later.
+pub fn check_learning_rate(learning_rate: f64) -> Result<(), String> {
+    if learning_rate.is_finite() && learning_rate >= 0.0 {
+        Ok(())
+    } else {
+        Err(format!("learning_rate is {learning_rate}, expected a finite number from 0 on"))
+    }
+}
+
 fn lost() -> FoldError {
     FoldError::Contract("the state was lost with a step that panicked".into())
 }
@@ -172,6 +190,13 @@ impl Fold for Trainer {
         let start = self.core().map_or(self.plan.start, Core::ordinal);
         let plan = self.recipe.planner().choose(start, budget_bytes)?;
         Ok(serde_json::json!(plan))
+    }
+
+    fn check(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Plan(_) => Ok(()),
+            Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
+        }
     }
 
     fn execute(&mut self, change: &Change) -> Result<(), FoldError> {

@@ -122,9 +122,9 @@ impl From<RegistryError> for Problem {
             RegistryError::Invalid(_) => Problem::unprocessable("invalid_model", detail),
             RegistryError::InUse { .. } => Problem::conflict("stream_in_use", detail),
             RegistryError::Stream(error) => error.into(),
+            RegistryError::Spec(SpecError::BelowMinimum(below)) => below.into(),
             RegistryError::Spec(SpecError::Fold(_)) | RegistryError::Model(_) => Problem::unavailable("model", detail),
             RegistryError::Spec(_) => Problem::unprocessable("invalid_model", detail),
-            RegistryError::BelowMinimum(below) => below.into(),
             RegistryError::Storage(_) => Problem::unavailable("storage", detail),
         }
     }
@@ -142,6 +142,7 @@ impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         match error {
             ChangeError::BelowMinimum(below) => below.into(),
+            ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Stopping => Problem::draining(),
             ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
@@ -154,7 +155,8 @@ impl From<PredictError> for Problem {
         match error {
             PredictError::Busy(_) => Problem::too_many_requests("predict_queue_full", error.to_string(), 1),
             PredictError::Stopping => Problem::draining(),
-            PredictError::Fold(_) => Problem::unprocessable("invalid_rows", error.to_string()),
+            PredictError::Unavailable(_) => Problem::unavailable("model_failed", error.to_string()),
+            PredictError::Refused(_) => Problem::unprocessable("invalid_rows", error.to_string()),
         }
     }
 }

@@ -18,8 +18,8 @@ use super::problem::Problem;
 use super::request;
 use crate::fold::{Predictions, Score};
 use crate::ledger::Part;
+use crate::limits::PREDICT_ROWS_MAX;
 use crate::model::live::Live;
-use crate::model::network::check_learning_rate;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
 use crate::stream::decode::{Purpose, decode};
@@ -79,7 +79,6 @@ pub(super) async fn patch(
 ) -> Result<Json<Value>, Problem> {
     let live = app.models.get(&name)?;
     let Patch { learning_rate } = request::json(&headers, body, app.body_limits).await?;
-    check_learning_rate(learning_rate).map_err(|reason| Problem::unprocessable("learning_rate", reason))?;
     live.set_learning_rate(learning_rate).await?;
     Ok(Json(view(&live)))
 }
@@ -126,6 +125,10 @@ pub(super) async fn predict(
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
+    if rows.count > PREDICT_ROWS_MAX {
+        let detail = format!("{} rows, {PREDICT_ROWS_MAX} are the most of one query", rows.count);
+        return Err(Problem::unprocessable("too_many_rows", detail));
+    }
     let answer = app.predictor.predict(live.clone(), rows).await?;
     if !answer.predictions.is_finite() {
         let detail = format!("model `{name}` has diverged: at version {} it predicts what is not a number", answer.version);

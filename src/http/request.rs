@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::body::{self, BodyLimits};
 use super::problem::Problem;
-use crate::limits;
+use crate::limits::{self, DOCUMENT_BYTES_MAX};
 use crate::stream::decode::Format;
 
 /// The format of posted rows, by `Content-Type`; its parameters do not matter.
@@ -42,6 +42,12 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
     }
 }
 
+/// Documents are small, whatever rows may be.
+fn documents(limits: BodyLimits) -> BodyLimits {
+    let most = |bytes: usize| bytes.min(DOCUMENT_BYTES_MAX);
+    BodyLimits { encoded_bytes_max: most(limits.encoded_bytes_max), decoded_bytes_max: most(limits.decoded_bytes_max) }
+}
+
 /// A body that is one JSON document; said to be JSON or not said to be anything else.
 ///
 /// # Errors
@@ -52,7 +58,7 @@ pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, l
         let detail = format!("this door reads application/json, not `{other}`");
         return Err(Problem::unsupported_media_type("unsupported_content_type", detail));
     }
-    let bytes = body::read(headers, body, limits).await?;
+    let bytes = body::read(headers, body, documents(limits)).await?;
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
         _ => Problem::bad_request("invalid_json", error.to_string()),

@@ -16,6 +16,7 @@ use super::problem::Problem;
 use super::request;
 use crate::fold::{Score, Version};
 use crate::model::live::Live;
+use crate::model::status::Learned;
 use crate::stream::decode::{Format, Purpose, decode};
 use crate::stream::{Receipt, Schema, Stream};
 
@@ -116,6 +117,8 @@ struct Applied {
     /// Share of these rows whose class was predicted before they were learned.
     #[serde(skip_serializing_if = "Option::is_none")]
     accuracy: Option<f64>,
+    /// Rows of it that the guard refused: they are decided, and taught nothing.
+    quarantined_rows: u64,
 }
 
 pub(super) async fn post_batch(
@@ -188,6 +191,9 @@ async fn append(
     let prepare = move |app: &App| {
         let rows = decode(&of.schema, format, bytes.clone(), Purpose::Learn)?;
         let key = key.map(|key| (key, fingerprint(format, &bytes)));
+        if app.streams.is_full() {
+            app.models.make_room()?;
+        }
         Ok(app.streams.submit(&of, rows, key)?)
     };
     let pending = app.blocking(prepare).await?;
@@ -206,16 +212,30 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
     let (first, last) = (acknowledged.first_sequence, acknowledged.sequence);
     let waited = tokio::time::timeout(longest, model.applied(first, last)).await;
     let (status, applied) = match waited {
-        Ok(Some((model_version, score))) => {
+        Ok(Some((model_version, Learned { score, quarantined }))) => {
             let Score { rows, loss, correct } = score;
             let share = |sum: f64| (rows > 0).then(|| sum / rows as f64);
             let accuracy = if model.stream.schema.is_classified() { share(correct as f64) } else { None };
-            let applied = Applied { applied: true, model: model.name.clone(), model_version, loss: share(loss), accuracy };
+            let applied = Applied {
+                applied: true,
+                model: model.name.clone(),
+                model_version,
+                loss: share(loss),
+                accuracy,
+                quarantined_rows: quarantined,
+            };
             (StatusCode::OK, applied)
         }
         Ok(None) | Err(_) => {
             let model_version = model.status_lent().version;
-            let applied = Applied { applied: false, model: model.name.clone(), model_version, loss: None, accuracy: None };
+            let applied = Applied {
+                applied: false,
+                model: model.name.clone(),
+                model_version,
+                loss: None,
+                accuracy: None,
+                quarantined_rows: 0,
+            };
             (StatusCode::ACCEPTED, applied)
         }
     };

@@ -7,7 +7,8 @@
 //! 3. Writing copies no tensor: bytes go from the fold's storage through the hash to the file.
 //!
 //! The file's safetensors metadata holds `format`, `format_version`, the data folder's and the fold's identity, the version, how
-//! many decisions are in it, and the values and scores as JSON. The manifest is two lines: JSON, and the blake3 of that line.
+//! many decisions are in it, and the values and scores as JSON. The manifest is two lines: JSON, and the blake3 of that line; it is
+//! kept twice.
 
 use std::collections::BTreeMap;
 #[expect(clippy::disallowed_types, reason = "safetensors' metadata is one; it is read by name and hashed as bytes")]
@@ -27,6 +28,8 @@ use crate::fold::{State, StateRef, Version};
 const FORMAT: &str = "mustela checkpoint";
 const FORMAT_VERSION: u32 = 1;
 const MANIFEST: &str = "manifest.json";
+/// The manifest once more: when the first is altered, the second still says which files are whole.
+const MANIFEST_COPY: &str = "manifest.copy.json";
 /// Checkpoints that are kept.
 const KEPT: usize = 2;
 
@@ -85,6 +88,8 @@ pub struct Loaded {
     pub state: State,
     /// Its line in the manifest.
     pub entry: Entry,
+    /// The oldest version that is still kept beside it.
+    pub oldest_kept: Version,
 }
 
 /// Why there is no checkpoint to be had or made.
@@ -119,7 +124,8 @@ impl<'a> Store<'a> {
     pub fn save(&self, head: &Head, state: &StateRef<'_>) -> Result<CheckpointFigures, CheckpointError> {
         let began = Instant::now();
         self.disk.create_dir_all(&self.folder)?;
-        let file = format!("{}.safetensors", head.version);
+        // Two checkpoints of one version differ by their decisions; neither is written over the other.
+        let file = format!("{}-{}.safetensors", head.version, head.decisions);
         let state_hash = state_hash(state.tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
         let header = header(head, state)?;
         let mut hash = blake3::Hasher::new();
@@ -136,7 +142,7 @@ impl<'a> Store<'a> {
         let blake3 = hash.finalize().to_hex().to_string();
         let entry = Entry { file, version: head.version, bytes, blake3, state_hash: state_hash.clone(), unix_seconds };
 
-        let mut entries = self.entries().unwrap_or_default();
+        let mut entries = self.entries()?;
         entries.retain(|kept| kept.file != entry.file);
         entries.push(entry);
         let entries = entries.split_off(entries.len().saturating_sub(KEPT));
@@ -155,19 +161,48 @@ impl<'a> Store<'a> {
     /// The newest checkpoint that is whole, and what was wrong with newer ones.
     pub fn load_newest(&self) -> Result<(Option<Loaded>, Vec<CheckpointError>), CheckpointError> {
         let mut faults = Vec::new();
-        for entry in self.entries()?.into_iter().rev() {
-            match self.load(entry) {
-                Ok(loaded) => return Ok((Some(loaded), faults)),
-                Err(fault) => faults.push(fault),
+        let mut entries = match self.entries() {
+            Ok(entries) => entries,
+            Err(fault @ CheckpointError::Corrupt { .. }) => {
+                faults.push(fault);
+                Vec::new()
+            }
+            Err(error) => return Err(error),
+        };
+        let oldest_kept = entries.first().map(|oldest| oldest.version).unwrap_or_default();
+        let mut newest = None;
+        while newest.is_none()
+            && let Some(entry) = entries.last()
+        {
+            match self.load(entry.clone()) {
+                Ok(loaded) => newest = Some(Loaded { oldest_kept, ..loaded }),
+                Err(fault) => {
+                    faults.push(fault);
+                    entries.pop();
+                }
             }
         }
-        Ok((None, faults))
+        if !faults.is_empty() && newest.is_some() {
+            // What is broken does not count as one of the two that are kept.
+            self.write_manifest(entries)?;
+        }
+        Ok((newest, faults))
     }
 
     /// The manifest's lines, oldest first; none where there is no manifest yet.
     pub fn entries(&self) -> Result<Vec<Entry>, CheckpointError> {
-        let corrupt = |reason: String| CheckpointError::Corrupt { file: MANIFEST.into(), reason };
-        let bytes = match self.disk.read(&self.folder.join(MANIFEST)) {
+        match self.manifest(MANIFEST) {
+            Err(fault @ CheckpointError::Corrupt { .. }) => match self.manifest(MANIFEST_COPY) {
+                Ok(entries) if !entries.is_empty() => Ok(entries),
+                _ => Err(fault),
+            },
+            first => first,
+        }
+    }
+
+    fn manifest(&self, name: &str) -> Result<Vec<Entry>, CheckpointError> {
+        let corrupt = |reason: String| CheckpointError::Corrupt { file: name.into(), reason };
+        let bytes = match self.disk.read(&self.folder.join(name)) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
@@ -209,21 +244,24 @@ impl<'a> Store<'a> {
             tensors.insert(name, tensor.map_err(|error| corrupt(error.to_string()))?);
         }
         let state = State { tensors, values: head.values.clone() };
-        Ok(Loaded { head, state, entry })
+        let oldest_kept = head.version;
+        Ok(Loaded { head, state, entry, oldest_kept })
     }
 
     fn write_manifest(&self, checkpoints: Vec<Entry>) -> Result<(), CheckpointError> {
         let manifest = Manifest { format: FORMAT.into(), format_version: FORMAT_VERSION, checkpoints };
         let body = serde_json::to_string(&manifest).map_err(io::Error::other)?;
         let text = format!("{body}\n{}\n", blake3::hash(body.as_bytes()).to_hex());
-        self.disk.write_atomic(&self.folder.join(MANIFEST), &mut |out| out.write_all(text.as_bytes()))?;
+        for name in [MANIFEST, MANIFEST_COPY] {
+            self.disk.write_atomic(&self.folder.join(name), &mut |out| out.write_all(text.as_bytes()))?;
+        }
         Ok(())
     }
 
     fn remove_others(&self, kept: &[Entry]) -> Result<(), CheckpointError> {
         for path in self.disk.list(&self.folder)? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if name != MANIFEST && kept.iter().all(|entry| entry.file != name) {
+            if name != MANIFEST && name != MANIFEST_COPY && kept.iter().all(|entry| entry.file != name) {
                 self.disk.remove(&path)?;
             }
         }

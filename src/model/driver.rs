@@ -14,15 +14,18 @@ use crossbeam::select;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
-use super::checkpoint::{self, Head};
+use super::checkpoint::{self, CheckpointError, Head};
 use super::decision::{Decision, What};
 use super::live::{ChangeError, Command, Live, Published};
 use super::queue::Queue;
 use super::{Ground, ModelError};
+use crate::disk::is_sync_failure;
 use crate::fold::{Fold, Outcome, Verdict, Version};
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
+/// How long after a failed checkpoint the next one is tried.
+const SAVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// One model's driver; [`Driver::run`] is its thread.
 pub(super) struct Driver {
@@ -44,6 +47,8 @@ pub(super) struct Driver {
     pub(super) publish_now: bool,
     pub(super) saved_at: Instant,
     pub(super) saved_version: Option<Version>,
+    /// Not before this moment, because the last attempt failed.
+    pub(super) save_again_at: Option<Instant>,
     /// The model's own histogram, so that no step has to look for it.
     pub(super) step_seconds: Histogram,
     /// Whether the last step was refused.
@@ -84,7 +89,7 @@ impl Driver {
                 }
                 Err(error) => {
                     self.fail(&error);
-                    self.stand();
+                    stand(&self.live, self.deferred.into_iter().chain(self.commands));
                     return;
                 }
             }
@@ -115,9 +120,7 @@ impl Driver {
             if self.publish_is_due(true) {
                 self.publish()?;
             }
-            if self.checkpoint_is_due() {
-                self.checkpoint()?;
-            }
+            self.checkpoint_if_due()?;
             return Ok(Next::Idle);
         };
         self.cursor.sequence = step.last();
@@ -129,9 +132,7 @@ impl Driver {
         if self.publish_is_due(false) {
             self.publish()?;
         }
-        if self.checkpoint_is_due() {
-            self.checkpoint()?;
-        }
+        self.checkpoint_if_due()?;
         Ok(Next::Again)
     }
 
@@ -205,6 +206,7 @@ impl Driver {
         self.drain().map_err(failed)?;
         self.execute_due().map_err(failed)?;
         let what = propose(self)?;
+        self.fold.check(&what.change()).map_err(ChangeError::Refused)?;
         self.decide(what).map_err(|error| match error {
             ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
             other => ChangeError::Failed(other.to_string()),
@@ -272,6 +274,26 @@ impl Driver {
         Ok(())
     }
 
+    /// Writes a checkpoint when it is time. A disk that refuses it is tried again later: the log has it all. A disk that may have
+    /// lost what it was given ends the process.
+    fn checkpoint_if_due(&mut self) -> Result<(), ModelError> {
+        if !self.checkpoint_is_due() || self.save_again_at.is_some_and(|again| Instant::now() < again) {
+            return Ok(());
+        }
+        self.save_again_at = None;
+        match self.checkpoint() {
+            Err(ModelError::Checkpoint(CheckpointError::Io(error))) => {
+                if is_sync_failure(&error) {
+                    (self.ground.fatal)(&error);
+                }
+                tracing::error!(model = self.live.name, %error, "no checkpoint could be written; it will be tried again");
+                self.save_again_at = Some(Instant::now() + SAVE_AGAIN);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     fn checkpoint_is_due(&self) -> bool {
         let settings = &self.ground.settings;
         let Some(saved) = self.saved_version else { return true };
@@ -301,7 +323,7 @@ impl Driver {
         self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
         self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
-        self.ground.trim(&self.live.stream)?;
+        self.ground.trim(&self.live.stream, self.ground.settings.retain_bytes)?;
         Ok(())
     }
 
@@ -322,21 +344,19 @@ impl Driver {
         tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
         self.live.status.lock().failure = Some(error.to_string());
         self.live.end();
-        // A model that stands still does not hold the log for ever.
-        self.ground.release(&self.live.stream, self.live.id);
     }
+}
 
-    /// Refuses what is asked until the model is stopped or deleted.
-    fn stand(&mut self) {
-        for command in std::mem::take(&mut self.deferred).into_iter().chain(&self.commands) {
-            let failure = || self.live.status.lock().failure.clone().unwrap_or_default();
-            match command {
-                Command::Budget(_, reply) | Command::LearningRate(_, reply) => {
-                    answer_to(reply, Err(ChangeError::Failed(failure())));
-                }
-                Command::Publish => {}
-                Command::Stop | Command::Abandon => return,
+/// Refuses what is asked of a model that stands still, until it is stopped or deleted.
+pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
+    for command in commands {
+        match command {
+            Command::Budget(_, reply) | Command::LearningRate(_, reply) => {
+                let failure = live.status.lock().failure.clone().unwrap_or_default();
+                answer_to(reply, Err(ChangeError::Failed(failure)));
             }
+            Command::Publish => {}
+            Command::Stop | Command::Abandon => return,
         }
     }
 }

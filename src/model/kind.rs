@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::fold::{Fold, FoldError};
+use crate::fold::{BelowMinimum, Fold, FoldError};
 use crate::stream::Schema;
 
 /// Why a model cannot be made as it was asked for.
@@ -20,6 +20,9 @@ pub enum SpecError {
     /// The kind refuses its settings, or the stream does not suit it.
     #[error("{0}")]
     Settings(String),
+    /// No plan fits the budget.
+    #[error(transparent)]
+    BelowMinimum(#[from] BelowMinimum),
     /// The fold could not be built.
     #[error(transparent)]
     Fold(#[from] FoldError),
@@ -29,6 +32,15 @@ pub enum SpecError {
 pub trait Kind: Send + Sync {
     /// The name that a spec's `kind` says.
     fn name(&self) -> &'static str;
+
+    /// The best plan for a budget in bytes (none: unconstrained), before anything is allocated; as [`Fold::propose_plan`] gives it.
+    fn propose_plan(
+        &self,
+        settings: &serde_json::Map<String, serde_json::Value>,
+        schema: &Schema,
+        queued_bytes: u64,
+        budget_bytes: Option<u64>,
+    ) -> Result<serde_json::Value, SpecError>;
 
     /// A fold at the start of a stream of `schema`, under its smallest plan; the first decision gives it another.
     /// `queued_bytes` is what the driver will hold of records, to be counted in the fold's plans.

@@ -1,6 +1,7 @@
 //! A live model as everybody but its driver sees it: the newest snapshot, the status, and a way to ask for changes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -9,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
 use super::spec::ModelSpec;
-use super::status::Status;
+use super::status::{Learned, Status};
 use crate::fold::{BelowMinimum, Score, Sequence, Snapshot, Version};
 use crate::ledger::{Ledger, Part};
 use crate::metrics::{ModelFigures, RowFigures, ScoreFigures};
@@ -40,6 +41,9 @@ pub enum Command {
 /// Why a change was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
+    /// The fold does not take such a change.
+    #[error("{0}")]
+    Refused(String),
     /// No plan fits.
     #[error(transparent)]
     BelowMinimum(#[from] BelowMinimum),
@@ -68,6 +72,8 @@ pub struct Live {
     pub stream: Arc<Stream>,
     /// Its bytes by part.
     pub ledger: Ledger,
+    /// Whether the model has once been as near to the head of its stream as its overload policy asks.
+    pub(super) caught_up: AtomicBool,
     pub(super) published: ArcSwap<Published>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
@@ -169,7 +175,7 @@ impl Live {
 
     /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted; none if
     /// the model ends before.
-    pub async fn applied(&self, first: Sequence, last: Sequence) -> Option<(Version, Score)> {
+    pub async fn applied(&self, first: Sequence, last: Sequence) -> Option<(Version, Learned)> {
         let mut progress = self.progress.subscribe();
         progress.wait_for(|progress| progress.version.sequence >= last || progress.ended).await.ok()?;
         // The driver publishes, then marks progress again by the same version; ask it not to wait for its interval.
@@ -180,8 +186,8 @@ impl Live {
             }
             progress.changed().await.ok()?;
         }
-        let status = self.status.lock();
-        Some((status.version, status.score_of(first, last)))
+        let version = self.published.load().version;
+        Some((version, self.status.lock().learned(first, last)))
     }
 
     /// Tells whoever waits that the model gets no further.

@@ -1,9 +1,10 @@
 //! Live models: each a fold over a stream, with its decisions, its checkpoints, a snapshot for readers and a memory budget.
 //!
-//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `driver` is the thread that
+//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the thread that
 //! feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
 //! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all.
 
+mod begin;
 pub mod checkpoint;
 pub mod decision;
 mod driver;
@@ -86,6 +87,8 @@ pub struct Ground {
     pub metrics: Arc<Metrics>,
     /// How models are driven.
     pub settings: Settings,
+    /// Called where the disk has failed to keep what it was given: the process has to end.
+    pub fatal: fn(&dyn std::fmt::Display),
     /// Of each stream, how far back each model's checkpoints need it.
     needed: Mutex<BTreeMap<u32, BTreeMap<u32, Sequence>>>,
 }
@@ -99,8 +102,9 @@ impl Ground {
         committer: Committer,
         metrics: Arc<Metrics>,
         settings: Settings,
+        fatal: fn(&dyn std::fmt::Display),
     ) -> Ground {
-        Ground { disk, data_dir, folder_identity, committer, metrics, settings, needed: Mutex::default() }
+        Ground { disk, data_dir, folder_identity, committer, metrics, settings, fatal, needed: Mutex::default() }
     }
 
     /// Makes a decision durable.
@@ -122,11 +126,12 @@ impl Ground {
         }
     }
 
-    /// Lets the log forget what no kept checkpoint needs, beyond what is retained anyway.
-    fn trim(&self, stream: &Stream) -> Result<(), ModelError> {
+    /// Lets the log forget what no kept checkpoint needs, beyond `retain_bytes` that are kept anyway. A stream that nobody learns
+    /// from keeps all of its rows: its model may be yet to come.
+    fn trim(&self, stream: &Stream, retain_bytes: u64) -> Result<(), ModelError> {
         let needed = self.needed.lock().get(&stream.id).and_then(|models| models.values().min().copied());
         if let Some(needed) = needed {
-            stream.trim(needed + 1, self.settings.retain_bytes)?;
+            stream.trim(needed + 1, retain_bytes)?;
         }
         Ok(())
     }

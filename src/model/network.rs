@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::kind::{Kind, SpecError};
 use crate::ferret::pool::Pool;
-use crate::ferret::trainer::{Recipe, Trainer};
+use crate::ferret::trainer::{Recipe, Trainer, check_learning_rate};
 use crate::fold::Fold;
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
@@ -79,18 +79,20 @@ fn default_learning_rate(optimiser: &Optimiser) -> f64 {
     }
 }
 
-/// What may be a learning rate, at the start and later.
-pub fn check_learning_rate(learning_rate: f64) -> Result<(), String> {
-    if learning_rate.is_finite() && learning_rate >= 0.0 {
-        Ok(())
-    } else {
-        Err(format!("learning_rate is {learning_rate}, expected a finite number from 0 on"))
-    }
-}
-
 impl Kind for NetworkKind {
     fn name(&self) -> &'static str {
         "network"
+    }
+
+    fn propose_plan(
+        &self,
+        settings: &serde_json::Map<String, serde_json::Value>,
+        schema: &Schema,
+        queued_bytes: u64,
+        budget_bytes: Option<u64>,
+    ) -> Result<serde_json::Value, SpecError> {
+        let recipe = self.recipe(settings, schema, queued_bytes)?;
+        Ok(serde_json::json!(recipe.planner().choose(0, budget_bytes)?))
     }
 
     fn build(

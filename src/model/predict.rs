@@ -3,6 +3,7 @@
 //! Nothing is held back to fill a batch: a query that finds a free thread runs at once, and batches form by themselves while
 //! the threads are busy. Only snapshots are read, so no query ever waits for a trainer.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -18,7 +19,7 @@ use crate::rows::Rows;
 struct Query {
     model: Arc<Live>,
     rows: Rows,
-    reply: oneshot::Sender<Result<Answer, FoldError>>,
+    reply: oneshot::Sender<Result<Answer, PredictError>>,
 }
 
 /// What a snapshot said, and which one.
@@ -39,9 +40,12 @@ pub enum PredictError {
     /// The process is ending.
     #[error("the service is stopping")]
     Stopping,
+    /// There is nothing to answer from.
+    #[error("{0}")]
+    Unavailable(String),
     /// The snapshot could not answer.
-    #[error(transparent)]
-    Fold(#[from] FoldError),
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// The door to the predicting threads.
@@ -71,7 +75,7 @@ impl Predictor {
             TrySendError::Full(_) => PredictError::Busy(self.queue_max),
             TrySendError::Disconnected(_) => PredictError::Stopping,
         })?;
-        Ok(answer.await.map_err(|_| PredictError::Stopping)??)
+        answer.await.unwrap_or(Err(PredictError::Unavailable("the query was given up; the service's messages say why".into())))
     }
 }
 
@@ -88,7 +92,10 @@ fn serve(waiting: &Receiver<Query>, batch_rows_max: usize, metrics: &Metrics) {
             let model = query.model.clone();
             let (mine, others) = batch.into_iter().partition(|query| Arc::ptr_eq(&query.model, &model));
             batch = others;
-            answer(&model, mine, batch_rows_max, metrics);
+            // A panic is the fault of these queries' model; the next ones find the thread as it was.
+            if catch_unwind(AssertUnwindSafe(|| answer(&model, mine, batch_rows_max, metrics))).is_err() {
+                tracing::error!(model = model.name, "predicting panicked");
+            }
         }
     }
 }
@@ -114,8 +121,11 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
         }
         Err(error) => {
             let text = error.to_string();
+            let unavailable = matches!(error, FoldError::Unavailable(_));
             for query in queries {
-                drop(query.reply.send(Err(FoldError::Contract(text.clone()))));
+                let text = text.clone();
+                let error = if unavailable { PredictError::Unavailable(text) } else { PredictError::Refused(text) };
+                drop(query.reply.send(Err(error)));
             }
         }
     }

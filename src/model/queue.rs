@@ -5,6 +5,7 @@
 
 use crate::fold::{Fold, Sequence, Step};
 use crate::ledger::{Guard, Part};
+use crate::limits::LABEL_BYTES_MAX;
 use crate::rows::Rows;
 use crate::stream::{Schema, Stream};
 
@@ -37,9 +38,15 @@ pub(super) fn queued_bytes_max(schema: &Schema) -> u64 {
 }
 
 fn record_bytes_max(schema: &Schema) -> u64 {
-    /// Label, id and envelope of one row, generously.
-    const BESIDE_FEATURES: usize = 16;
-    (schema.record_rows() * (schema.row_bytes() + BESIDE_FEATURES)) as u64
+    held_bytes(schema, schema.record_rows())
+}
+
+/// What `rows` rows of a record take: features, label, and what stands beside them in the record.
+fn held_bytes(schema: &Schema, rows: usize) -> u64 {
+    const LABEL_BYTES: usize = 16;
+    let id_bytes = if schema.row_id.is_some() { LABEL_BYTES_MAX + size_of::<String>() } else { 0 };
+    let time_bytes = if schema.event_time.is_some() { 16 } else { 0 };
+    (rows * (schema.row_bytes() + LABEL_BYTES + id_bytes + time_bytes)) as u64
 }
 
 impl Queue {
@@ -50,7 +57,9 @@ impl Queue {
             self.before = self.present.take();
             let decoding = fold.ledger().take(Part::QueuedRows, record_bytes_max(&stream.schema));
             let Some((first, rows)) = stream.read_rows(wanted)? else { return Ok(None) };
-            let bytes = (rows.count * rows.row_bytes()) as u64;
+            let bytes = held_bytes(&stream.schema, rows.count);
+            // A step needs neither: they are not to be copied with each.
+            let rows = Rows { ids: None, times_ms: None, ..rows };
             self.present = Some(Held { first, rows, _guard: fold.ledger().take(Part::QueuedRows, bytes) });
             drop(decoding);
         }

@@ -95,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_spec_reads_back_as_it_was_written() {
-        let text = r#"{"kind":"network","stream":"s","start":7,"memory_budget":"1205.633KiB","network":{"architecture":"linear"}}"#;
+        let text =
+            r#"{"kind":"network","stream":"s","start":7,"memory_budget":"1205.633KiB","network":{"architecture":"linear"}}"#;
         let spec: ModelSpec = serde_json::from_str(text).unwrap();
         assert_eq!(spec.start, Start::At(7));
         assert_eq!(spec.memory_budget.map(|budget| budget.as_u64()), Some(1_234_568));

@@ -124,7 +124,7 @@ pub struct Status {
     pub checkpoint: Option<CheckpointFigures>,
     /// Why the model stands still, where it does.
     pub failure: Option<String>,
-    recent: VecDeque<(Sequence, Sequence, Score)>,
+    recent: VecDeque<Recent>,
     rate: Rate,
 }
 
@@ -165,26 +165,44 @@ impl Status {
         if self.recent.len() == RECENT_OUTCOMES {
             self.recent.pop_front();
         }
-        self.recent.push_back((first, outcome.last, outcome.score));
+        let quarantined = if outcome.verdict == Verdict::Learned { 0 } else { outcome.rows };
+        self.recent.push_back(Recent { first, last: outcome.last, quarantined, score: outcome.score });
         self.rate.add(outcome.rows, now);
     }
 
-    /// How rows `first` to `last` were predicted before they were learned, as far as the newest steps tell; a step that reached
-    /// beyond the range counts whole.
-    pub fn score_of(&self, first: Sequence, last: Sequence) -> Score {
-        let mut score = Score::default();
-        for (from, to, of_step) in &self.recent {
-            if *from <= last && *to >= first {
-                score.add(*of_step);
-            }
+    /// What became of rows `first` to `last`, as far as the newest steps tell. Steps end with their records, so none reaches beyond
+    /// a post.
+    pub fn learned(&self, first: Sequence, last: Sequence) -> Learned {
+        let mut learned = Learned::default();
+        for step in self.recent.iter().filter(|step| step.first <= last && step.last >= first) {
+            learned.score.add(step.score);
+            learned.quarantined += step.quarantined;
         }
-        score
+        learned
     }
 
     /// Rows a second that were decided lately.
     pub fn rows_per_second(&self, now: Instant) -> f64 {
         self.rate.per_second(now)
     }
+}
+
+/// The end of one of the newest steps.
+#[derive(Clone, Copy, Debug)]
+struct Recent {
+    first: Sequence,
+    last: Sequence,
+    quarantined: u64,
+    score: Score,
+}
+
+/// What became of a client's own rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Learned {
+    /// How they were predicted before they were learned.
+    pub score: Score,
+    /// Rows that were refused.
+    pub quarantined: u64,
 }
 
 /// Rows a second over the last second or two, in two buckets.
@@ -233,8 +251,8 @@ mod tests {
         assert_eq!(status.tally.counters.decided(), 10);
         assert_eq!((status.tally.whole.rows, status.tally.whole.correct), (10, 2));
         assert_eq!((status.tally.sliding.score().rows, status.tally.sliding.score().correct), (4, 1));
-        assert_eq!(status.score_of(3, 4).rows, 2);
-        assert_eq!(status.score_of(3, 7).rows, 6);
+        assert_eq!(status.learned(3, 4).score.rows, 2);
+        assert_eq!(status.learned(3, 7).score.rows, 6);
     }
 
     #[test]
@@ -245,5 +263,6 @@ mod tests {
         status.settle(&refused, Instant::now());
         assert_eq!(status.tally.counters.quarantined, 3);
         assert_eq!(status.tally.whole, Score::default());
+        assert_eq!(status.learned(1, 3), Learned { score: Score::default(), quarantined: 3 });
     }
 }

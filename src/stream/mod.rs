@@ -200,6 +200,11 @@ impl Streams {
         self.log.stored_bytes()
     }
 
+    /// Whether the log has all the disk that it may take.
+    pub fn is_full(&self) -> bool {
+        self.stored_bytes() >= self.bytes_max
+    }
+
     /// Makes a stream; `false` where it was there already, with the same schema.
     ///
     /// # Errors
@@ -253,7 +258,7 @@ impl Streams {
     /// The log is full, or a post with the key is under way.
     pub fn submit(&self, stream: &Arc<Stream>, rows: Rows, key: Option<(String, [u8; 32])>) -> Result<Pending, StreamError> {
         let (stored_bytes, bytes_max) = (self.stored_bytes(), self.bytes_max);
-        if stored_bytes >= bytes_max {
+        if self.is_full() {
             return Err(StreamError::Full { stored_bytes, bytes_max });
         }
         let count = rows.count as u64;
