@@ -149,7 +149,7 @@ pub struct Predict {
     pub threads: usize,
     /// Rows predicted together at most.
     pub batch_rows_max: usize,
-    /// Queries that wait for each model at most.
+    /// Queries that wait at most, for all models together.
     pub queue_max: usize,
 }
 
@@ -236,7 +236,7 @@ impl Config {
             ("model.step_rows", model.step_rows as u64, 1..=STEP_ROWS_MAX as u64),
             ("model.publish_interval_ms", model.publish_interval_ms, 0..=3_600_000),
             ("model.lag_rows_max", model.lag_rows_max, 1..=1 << 40),
-            ("model.sliding_window_rows", model.sliding_window_rows as u64, 1..=1 << 20),
+            ("model.sliding_window_rows", model.sliding_window_rows as u64, 1..=1 << 16),
             ("checkpoint.interval_rows", checkpoint.interval_rows, 1..=1 << 40),
             ("checkpoint.interval_seconds", checkpoint.interval_seconds, 1..=86_400),
             ("compute.threads", compute.threads as u64, 0..=1024),

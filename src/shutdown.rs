@@ -1,17 +1,15 @@
-//! The end of the process, as a type passed down: whoever serves something holds a [`Shutdown`], stops taking on work when it
-//! says so, and drops it when it has finished.
+//! The end of the process, as a type passed down: whoever serves something holds a [`Shutdown`] and stops taking on work when it
+//! says so.
 //!
-//! The order of promise 7 follows from that: the trigger is pulled, readiness goes false and doors refuse (they ask
-//! [`Shutdown::is_draining`]), listeners and models end what they hold and drop their handles, and [`Trigger::drained`] returns
-//! once the last handle is gone. `main` waits for that no longer than `http.shutdown_seconds`.
+//! The order of promise 7: the trigger is pulled, readiness goes false and doors refuse (they ask [`Shutdown::is_draining`]),
+//! listeners let requests under way finish, and then `cli::serve::Service::stop` ends the models, each with a checkpoint.
 
 use std::io;
-use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Begins the draining and waits for its end; `main` has the only one.
+/// Begins the draining; whoever runs the service has the only one.
 #[derive(Debug)]
 pub struct Trigger(watch::Sender<bool>);
 
@@ -29,16 +27,6 @@ impl Trigger {
     /// Begins the draining; calling it again changes nothing.
     pub fn drain(&self) {
         self.0.send_replace(true);
-    }
-
-    /// Waits until every [`Shutdown`] has been dropped; false if that takes longer than `grace`.
-    pub async fn drained(&self, grace: Duration) -> bool {
-        tokio::time::timeout(grace, self.0.closed()).await.is_ok()
-    }
-
-    /// Another handle, for a part that is started later.
-    pub fn handle(&self) -> Shutdown {
-        Shutdown(self.0.subscribe())
     }
 }
 
@@ -99,7 +87,7 @@ mod tests {
     #[tokio::test]
     async fn the_trigger_reaches_every_handle() {
         let (trigger, shutdown) = channel();
-        let later = trigger.handle();
+        let later = shutdown.clone();
         assert!(!shutdown.is_draining() && !later.is_draining());
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
@@ -108,17 +96,8 @@ mod tests {
         trigger.drain();
         trigger.drain();
         waiting.await.unwrap();
-        assert!(shutdown.is_draining() && later.is_draining() && trigger.handle().is_draining());
+        assert!(shutdown.is_draining() && later.is_draining());
         later.draining().await;
-    }
-
-    #[tokio::test]
-    async fn drained_waits_for_the_last_handle() {
-        let (trigger, shutdown) = channel();
-        trigger.drain();
-        assert!(!trigger.drained(Duration::from_millis(20)).await);
-        drop(shutdown);
-        assert!(trigger.drained(Duration::from_secs(5)).await);
     }
 
     #[tokio::test]

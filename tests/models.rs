@@ -156,3 +156,36 @@ async fn a_model_that_diverges_refuses_steps_and_says_so() {
     assert_eq!(running.client.settled("wild").await["rows"], view["rows"]);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_row_beyond_all_bounds_moves_no_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    let client = &running.client;
+    let schema = json!({
+        "fields": [{ "name": "t", "type": "tensor", "shape": [2], "element": "f32" }],
+        "target": { "name": "label", "type": "classes", "classes": 2 },
+    });
+    client.put("/v1/streams/s", &schema).await.expect(201);
+    let model = json!({
+        "kind": "network", "stream": "s", "network": { "architecture": "mlp", "hidden": [8] },
+        "optimiser": { "type": "sgd", "momentum": 0.9 }, "step_rows": 4,
+    });
+    client.put("/v1/models/m", &model).await.expect(201);
+    let batches = "/v1/streams/s/batches?wait=applied";
+    let good = json!({ "rows": [{ "t": [1.0, 0.0], "label": 0 }, { "t": [0.0, 1.0], "label": 1 }] });
+    for _ in 0..40 {
+        client.post_json(batches, &good).await.expect(200);
+    }
+    let question = json!({ "rows": [{ "t": [1.0, 0.0] }] });
+    let before = client.post_json("/v1/models/m/predict", &question).await.expect(200);
+    let wild = json!({ "rows": [{ "t": [3e38, -3e38], "label": 1 }] });
+    let answer = client.post_json(batches, &wild).await.expect(200);
+    assert_eq!((&answer["applied"], &answer["quarantined_rows"]), (&json!(true), &json!(1)));
+    let after = client.post_json("/v1/models/m/predict", &question).await.expect(200);
+    assert_eq!(before["predictions"], after["predictions"]);
+    client.post_json(batches, &good).await.expect(200);
+    let rows = client.settled("m").await["rows"].clone();
+    assert_eq!((&rows["learned"], &rows["quarantined"], &rows["accepted"]), (&json!(82), &json!(1), &json!(83)));
+    running.stop().await;
+}

@@ -9,7 +9,7 @@ use super::Failure;
 
 /// How long to wait for a service that refuses connections, as while it restarts.
 const RECONNECT: Duration = Duration::from_millis(50);
-/// How long to try again before giving up.
+/// How long to go on asking a service that does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service at some address.
@@ -56,7 +56,7 @@ impl Service {
     /// Posts a batch until it is acknowledged: a service that is full, restarting or away is asked again, and the key makes
     /// sure that the rows count once.
     pub(super) async fn post_batch(&self, stream: &str, batch: &Batch) -> Result<Value, Failure> {
-        let began = tokio::time::Instant::now();
+        let mut silent_since = tokio::time::Instant::now();
         loop {
             let request = self
                 .request(Method::POST, &format!("/v1/streams/{stream}/batches"))
@@ -65,14 +65,18 @@ impl Service {
                 .body(batch.body.clone());
             let wait = match request.send().await {
                 Ok(response) => match retry_after(&response) {
-                    Some(wait) => wait,
+                    Some(wait) => {
+                        // It answers: patience is for those that do not.
+                        silent_since = tokio::time::Instant::now();
+                        wait
+                    }
                     None => return read(response).await,
                 },
                 Err(error) if error.is_builder() => return Err(error.into()),
                 Err(_) => RECONNECT,
             };
-            if began.elapsed() > PATIENCE {
-                return Err(format!("{} did not take a batch for {} seconds", self.base, PATIENCE.as_secs()).into());
+            if silent_since.elapsed() > PATIENCE {
+                return Err(format!("{} did not answer for {} seconds", self.base, PATIENCE.as_secs()).into());
             }
             tokio::time::sleep(wait).await;
         }

@@ -75,6 +75,9 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
 
     let temporary = std::env::temp_dir().join(format!("mustela-demo-{}", uuid::Uuid::new_v4()));
     let data_dir = arguments.data_dir.clone().unwrap_or_else(|| temporary.clone());
+    if data_dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(format!("{} is not empty: the demo begins with a data folder of its own", data_dir.display()).into());
+    }
     let mut server = Server::start(&data_dir, "127.0.0.1:0")?;
     let service = Service::new(&server.doors)?;
     println!("A service runs at {} on {}.", server.doors, data_dir.display());
@@ -89,10 +92,10 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
     }
     let query = Bytes::copy_from_slice(images_all.items(0, 1));
     let queries = tokio::spawn(ask(service.clone(), query, seen.clone()));
-    let story = tell(&mut server, &service, &data_dir, &seen, total).await?;
-    while let Some(ended) = work.join_next().await {
-        ended??;
-    }
+    let story = tokio::select! {
+        story = tell(&mut server, &service, &data_dir, &seen, total) => story?,
+        failure = first_failure(&mut work) => return Err(failure),
+    };
     let last = settle(&service, total).await?;
     let seconds = began.elapsed().as_secs_f64();
     seen.done.store(true, Relaxed);
@@ -141,6 +144,18 @@ async fn ask(service: Service, query: Bytes, seen: Arc<Seen>) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// The first client that fails; clients that have posted all that there was are no failure.
+async fn first_failure(work: &mut JoinSet<Result<(), Failure>>) -> Failure {
+    while let Some(ended) = work.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => return failure,
+            Err(panicked) => return panicked.into(),
+        }
+    }
+    std::future::pending().await
 }
 
 /// What happened to the service on the way.

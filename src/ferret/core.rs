@@ -134,6 +134,9 @@ impl Core {
 
         let (_, gradients) = stage.backward(&versions, stash, gradient, false)?;
         drop(versions);
+        if !gradients.are_finite()? {
+            return Ok((Verdict::Quarantined("a gradient is not finite".into()), Score::default()));
+        }
 
         let update = self.updates + 1;
         stage.update(&mut self.layers, gradients, &self.optimiser, self.learning_rate, update)?;

@@ -129,6 +129,18 @@ pub struct StageStash(Vec<LayerStash>);
 /// What a backward leaves for the update of the same step.
 pub struct StageGradients(Vec<LayerGradients>);
 
+impl StageGradients {
+    /// Whether no update by these can leave the finite numbers for that reason.
+    pub fn are_finite(&self) -> Result<bool> {
+        for gradient in self.0.iter().flat_map(|layer| &layer.gradients) {
+            if !gradient.is_finite()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// One stage of a plan over a network; all state is the caller's.
 #[derive(Clone, Copy)]
 pub struct Stage<'a> {

@@ -56,6 +56,8 @@ fn probe() -> blake3::Hash {
     for value in numbers(256) {
         hasher.update(&(10.0 * value).exponential().to_le_bytes());
         hasher.update(&(1.5 + value).logarithm().to_le_bytes());
+        // The power that AdamW's correction of its bias takes.
+        hasher.update(&(1.0 - f64::from(value).abs()).powf(1234.0).to_le_bytes());
     }
     hasher.finalize()
 }

@@ -21,7 +21,7 @@ pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
 pub use standardise::Standardise;
 
-use super::kernel::{gemm, vector};
+use super::kernel::{elementwise, gemm, vector};
 use super::tensor::{by_type, is_finite, read, tensor};
 
 /// Bytes and work of one layer for a step of some rows of f32, known before anything is allocated. The planner walks these
@@ -119,13 +119,21 @@ impl Gradient {
         }
     }
 
-    /// Whether every number that this holds (of factors: of both) is finite.
+    /// Whether every number of the gradient is finite; of factors, whether their product is sure to be.
     pub fn is_finite(&self) -> Result<bool> {
         match self {
             Gradient::Dense(gradient) => is_finite(gradient),
-            Gradient::Outer { output_gradient, input } => Ok(is_finite(output_gradient)? && is_finite(input)?),
+            Gradient::Outer { output_gradient, input } => {
+                let (rows, most) = (output_gradient.dim(0)? as f64, largest(output_gradient)? * largest(input)?);
+                Ok(rows * most <= f64::from(f32::MAX))
+            }
         }
     }
+}
+
+/// The largest magnitude of a tensor's elements; infinite if one is not a number.
+fn largest(tensor: &Tensor) -> Result<f64> {
+    by_type!(tensor, T => Ok(elementwise::largest::<T>(&read(tensor)?)))
 }
 
 /// One layer of a network, without its weights. Tensors have the row as their first dimension.

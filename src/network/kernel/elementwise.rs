@@ -73,6 +73,23 @@ pub(crate) fn sum<T: Element>(values: &[T]) -> T {
     )
 }
 
+/// The largest magnitude; infinite if one element is not finite.
+pub(crate) fn largest<T: Element>(values: &[T]) -> f64 {
+    let mut most = T::zero();
+    let mut all_finite = true;
+    dispatch(
+        #[inline(always)]
+        || {
+            for &value in values {
+                let magnitude = if value < T::zero() { T::zero() - value } else { value };
+                most = if magnitude > most { magnitude } else { most };
+                all_finite &= value.finite();
+            }
+        },
+    );
+    if all_finite { most.to_f64() } else { f64::INFINITY }
+}
+
 /// Whether every element is a finite number.
 pub(crate) fn all_finite<T: Element>(values: &[T]) -> bool {
     // By chunks without an early exit inside, so that the loop over one can be a vector loop.
