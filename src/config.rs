@@ -117,6 +117,8 @@ pub struct Model {
     pub publish_interval_ms: u64,
     /// Rows behind before `backpressure` refuses posts.
     pub lag_rows_max: u64,
+    /// Largest memory budget of one model.
+    pub memory_bytes_max: u64,
     /// Window of the sliding scores.
     pub sliding_window_rows: usize,
 }
@@ -219,7 +221,7 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 22] {
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 23] {
         let Self { log, http, model, checkpoint, compute, predict, .. } = self;
         [
             ("log.cache_bytes", log.cache_bytes, 1 << 20..=1024 * GIB),
@@ -236,6 +238,7 @@ impl Config {
             ("model.step_rows", model.step_rows as u64, 1..=STEP_ROWS_MAX as u64),
             ("model.publish_interval_ms", model.publish_interval_ms, 0..=3_600_000),
             ("model.lag_rows_max", model.lag_rows_max, 1..=1 << 40),
+            ("model.memory_bytes_max", model.memory_bytes_max, 1 << 20..=u64::MAX >> 1),
             ("model.sliding_window_rows", model.sliding_window_rows as u64, 1..=1 << 16),
             ("checkpoint.interval_rows", checkpoint.interval_rows, 1..=1 << 40),
             ("checkpoint.interval_seconds", checkpoint.interval_seconds, 1..=86_400),

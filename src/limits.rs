@@ -12,6 +12,8 @@ pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 pub const POST_ROWS_MAX: usize = 1 << 20;
 /// Rows of one query: its snapshot is held until the last of them is answered.
 pub const PREDICT_ROWS_MAX: usize = 8192;
+/// Probabilities of one query's answer: rows times classes.
+pub const PREDICT_NUMBERS_MAX: usize = 1 << 20;
 /// Fields of a schema.
 pub const FIELDS_MAX: usize = 4096;
 /// Classes of a target.

@@ -63,6 +63,7 @@ async fn one_byte_below_the_minimum_is_refused_and_the_minimum_works() {
     assert_eq!((&problem["minimum_bytes"], &problem["budget_bytes"]), (&json!(minimum), &json!(minimum - 1)));
     let unchanged = client.get("/v1/models/m/memory-budget").await.expect(200);
     assert_eq!((&unchanged["budget_bytes"], &unchanged["planned_bytes"]), (&Value::Null, &before["planned_bytes"]));
+    client.put("/v1/models/m/memory-budget", &json!({})).await.expect_problem(422, "invalid_body");
     for nonsense in [json!("plenty"), json!(-1), json!([])] {
         budget(client, nonsense).await.expect_problem(422, "invalid_body");
     }

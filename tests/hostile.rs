@@ -67,6 +67,7 @@ async fn values_that_cannot_be_are_named_by_row_and_column() {
         ("text/csv", "x,y,z,label\n1,2,3,south\n"),
         ("text/csv", "x,label\n1,south\n"),
         ("text/csv", ""),
+        ("text/csv", "x,y,label\n1,2,\"south"),
         ("application/json", "{\"rows\":[]}"),
         ("application/json", "{\"rows\":[{\"x\":1,\"x\":1,\"y\":2,\"label\":\"south\"}]}"),
         ("application/json", "{\"rows\":[{\"x\":1e999,\"y\":2,\"label\":\"south\"}]}"),
@@ -154,6 +155,8 @@ async fn what_is_not_there_is_404_and_keys_are_held_to_their_bodies() {
 
     let keyed = |key: &'static str| [JSON, ("idempotency-key", key)];
     let send = async |key: &'static str, body: Value| client.send(Method::POST, BATCHES, &keyed(key), body.to_string()).await;
+    let twice = [JSON, ("idempotency-key", "a"), ("idempotency-key", "b")];
+    client.send(Method::POST, BATCHES, &twice, "{}").await.expect_problem(400, "invalid_idempotency_key");
     send("", points(0, 10)).await.expect_problem(400, "invalid_idempotency_key");
     let first = send("a", points(0, 10)).await.expect(202);
     assert_eq!(send("a", points(0, 10)).await.expect(202), first);
@@ -161,6 +164,34 @@ async fn what_is_not_there_is_404_and_keys_are_held_to_their_bodies() {
     let second = send("b", points(1, 10)).await.expect(202);
     assert_eq!(second["first_sequence"], 11);
     assert_eq!(client.settled("m").await["rows"]["learned"], 20);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_take_all_memory_is_refused_before_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("model.memory_bytes_max", "8MiB")];
+    let running = Running::start(folder.path(), &settings).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    let mut model = points_model("points");
+    model["network"] = json!({ "architecture": "mlp", "hidden": [100_000_000] });
+    let problem = client.put("/v1/models/m", &model).await.expect_problem(422, "budget_below_minimum");
+    assert_eq!(problem["budget_bytes"], 8 << 20);
+    assert!(problem["minimum_bytes"].as_u64().unwrap() > 1 << 30, "{problem}");
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    let lifted = client.put("/v1/models/m/memory-budget", &json!({ "budget": null })).await.expect(200);
+    assert!(lifted["planned_bytes"].as_u64().unwrap() <= 8 << 20);
+
+    let schema = json!({
+        "fields": [{ "name": "x", "type": "numeric" }], "target": { "name": "y", "type": "classes", "classes": 65_536 },
+    });
+    client.put("/v1/streams/many", &schema).await.expect(201);
+    let linear = json!({ "kind": "network", "stream": "many", "network": { "architecture": "linear" }, "step_rows": 1 });
+    client.put("/v1/models/many", &linear).await.expect(201);
+    let rows = |count: usize| format!("x\n{}", "1\n".repeat(count));
+    client.post("/v1/models/many/predict", "text/csv", rows(17)).await.expect_problem(422, "too_many_rows");
+    client.post("/v1/models/many/predict", "text/csv", rows(2)).await.expect(200);
     running.stop().await;
 }
 

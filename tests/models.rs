@@ -145,9 +145,10 @@ async fn a_model_that_diverges_refuses_steps_and_says_so() {
     let view = client.settled("wild").await;
     let rows = |outcome: &str| view["rows"][outcome].as_u64().unwrap();
     assert!(rows("quarantined") > 0, "{view}");
+    assert_eq!(view["status"], "refusing");
     assert_eq!((rows("learned") + rows("quarantined"), &view["steps"]), (320, &json!(20)));
     let row = json!({ "rows": [{ "x": 3.0, "y": 1.0 }] });
-    client.post_json("/v1/models/wild/predict", &row).await.expect_problem(503, "model_diverged");
+    client.post_json("/v1/models/wild/predict", &row).await.expect_problem(409, "model_diverged");
     client.post_json("/v1/models/tame/predict", &row).await.expect(200);
     assert_eq!(client.settled("tame").await["rows"]["learned"], 320);
     running.stop().await;

@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Service {
     client: Client,
     base: String,
+    /// Says nothing when the service is away: the demo takes it away itself.
+    quiet: bool,
 }
 
 /// One batch, ready to be sent any number of times.
@@ -31,7 +33,12 @@ impl Service {
     /// The service whose doors are at `base`, such as `http://127.0.0.1:7070`.
     pub(super) fn new(base: &str) -> Result<Service, Failure> {
         let client = Client::builder().no_proxy().tcp_nodelay(true).timeout(Duration::from_secs(60)).build()?;
-        Ok(Service { client, base: base.trim_end_matches('/').to_owned() })
+        Ok(Service { client, base: base.trim_end_matches('/').to_owned(), quiet: false })
+    }
+
+    /// The same, for one that will be away for a moment on purpose.
+    pub(super) fn quietly(self) -> Service {
+        Service { quiet: true, ..self }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -57,6 +64,7 @@ impl Service {
     /// sure that the rows count once.
     pub(super) async fn post_batch(&self, stream: &str, batch: &Batch) -> Result<Value, Failure> {
         let mut silent_since = tokio::time::Instant::now();
+        let mut told = self.quiet;
         loop {
             let request = self
                 .request(Method::POST, &format!("/v1/streams/{stream}/batches"))
@@ -73,7 +81,12 @@ impl Service {
                     None => return read(response).await,
                 },
                 Err(error) if error.is_builder() => return Err(error.into()),
-                Err(_) => RECONNECT,
+                Err(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        super::complain(&format!("cannot reach {} ({error}); trying again", self.base));
+                    }
+                    RECONNECT
+                }
             };
             if silent_since.elapsed() > PATIENCE {
                 return Err(format!("{} did not answer for {} seconds", self.base, PATIENCE.as_secs()).into());

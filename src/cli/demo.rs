@@ -79,7 +79,7 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
         return Err(format!("{} is not empty: the demo begins with a data folder of its own", data_dir.display()).into());
     }
     let mut server = Server::start(&data_dir, "127.0.0.1:0")?;
-    let service = Service::new(&server.doors)?;
+    let service = Service::new(&server.doors)?.quietly();
     println!("A service runs at {} on {}.", server.doors, data_dir.display());
     let full = create(&service, arguments.batch).await?;
 

@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     stream: String,
     /// Rows a second; 0 posts as fast as they are taken
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = rate)]
     rate: f64,
     /// Rows of a batch
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
@@ -50,6 +50,13 @@ enum FileFormat {
     Idx,
 }
 
+/// A rate that can be kept.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    // Below this a row would take longer than a year.
+    if rate == 0.0 || (1e-7..=1e12).contains(&rate) { Ok(rate) } else { Err(format!("{rate} is not a rate: 0, or 1e-7 to 1e12")) }
+}
+
 /// A batch and how many rows it has.
 type Sized = (Batch, u64);
 
@@ -59,6 +66,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         None => format_of(&arguments.file)?,
     };
     let batches = read(&arguments, format)?;
+    if batches.is_empty() {
+        return Err(format!("{} has no rows", arguments.file.display()).into());
+    }
     super::runtime()?.block_on(post(&arguments, batches))
 }
 
@@ -135,7 +145,7 @@ async fn post(arguments: &Arguments, batches: VecDeque<Sized>) -> Result<(), Fai
         "{bar:32} {human_pos}/{human_len} rows  {per_sec}  {elapsed} of {duration}  {msg}",
     )?);
     let began = Instant::now();
-    let mut sent = 0;
+    let mut sent: u64 = 0;
     let mut under_way = JoinSet::new();
     for (batch, rows) in batches {
         if arguments.rate > 0.0 {
@@ -146,7 +156,10 @@ async fn post(arguments: &Arguments, batches: VecDeque<Sized>) -> Result<(), Fai
         }
         let service = service.clone();
         let stream = arguments.stream.clone();
-        under_way.spawn(async move { service.post_batch(&stream, &batch).await.map(|_| rows) });
+        under_way.spawn(async move {
+            let posted = service.post_batch(&stream, &batch).await;
+            posted.map(|_| rows).map_err(|error| format!("rows {sent} to {} of the file: {error}", sent + rows - 1).into())
+        });
         sent += rows;
     }
     while let Some(ended) = under_way.join_next().await {

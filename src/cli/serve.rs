@@ -77,7 +77,12 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         }
     };
     trace(config.log_format);
-    let served = super::runtime().and_then(|runtime| runtime.block_on(serve(config)));
+    let served = super::runtime().and_then(|runtime| {
+        let served = runtime.block_on(serve(config));
+        // Whatever is still under way would only be waited for; all that was promised is durable.
+        runtime.shutdown_background();
+        served
+    });
     super::finish(served)
 }
 
@@ -154,9 +159,9 @@ impl Service {
             tracing::warn!("the doors did not close in time");
         }
         let Service { models, streams, metrics, log, .. } = self;
-        let stopped = tokio::task::spawn_blocking(move || models.stop()).await;
-        if stopped.is_err() {
-            tracing::error!("the models did not stop in order");
+        let stopping = tokio::task::spawn_blocking(move || models.stop());
+        if !matches!(tokio::time::timeout(grace, stopping).await, Ok(Ok(()))) {
+            tracing::warn!("not every model wrote a checkpoint in time; the log has what is missing");
         }
         metrics.abort();
         metrics.await.ok();
@@ -203,6 +208,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     let settings = Settings {
         publish_interval: Duration::from_millis(config.model.publish_interval_ms),
         lag_rows_max: config.model.lag_rows_max,
+        memory_bytes_max: config.model.memory_bytes_max,
         sliding_rows: config.model.sliding_window_rows as u64,
         checkpoint_rows: config.checkpoint.interval_rows,
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),

@@ -121,6 +121,18 @@ impl Encoding {
     }
 }
 
+/// Reads a body up to its cap and forgets it.
+pub async fn discard(mut body: Body, limits: BodyLimits) {
+    let mut left = limits.encoded_bytes_max;
+    while let Some(Ok(frame)) = body.frame().await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        if bytes > left {
+            return;
+        }
+        left -= bytes;
+    }
+}
+
 /// Reads a whole body and decompresses it.
 ///
 /// # Errors

@@ -144,7 +144,7 @@ impl From<ChangeError> for Problem {
             ChangeError::BelowMinimum(below) => below.into(),
             ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
-            ChangeError::Stopping => Problem::draining(),
+            ChangeError::Gone(name) => Problem::not_found("model", &name),
             ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
@@ -16,9 +17,9 @@ use super::App;
 use super::body;
 use super::problem::Problem;
 use super::request;
-use crate::fold::{Predictions, Score};
+use crate::fold::{Predictions, Score, Version};
 use crate::ledger::Part;
-use crate::limits::PREDICT_ROWS_MAX;
+use crate::limits::{PREDICT_NUMBERS_MAX, PREDICT_ROWS_MAX};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
@@ -58,7 +59,6 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.blocking(move |app| {
         app.models.delete(&name)?;
-        app.metrics.remove_model(&name);
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -97,7 +97,8 @@ pub(super) async fn get_budget(State(app): State<Arc<App>>, Path(name): Path<Str
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Budget {
-    /// Bytes, or a text such as `"64MiB"`; null lifts the limit.
+    /// Bytes, or a text such as `"64MiB"`; null lifts the limit, and has to be said.
+    #[serde(deserialize_with = "Option::deserialize")]
     budget: Option<ByteSize>,
 }
 
@@ -118,29 +119,47 @@ pub(super) async fn predict(
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let began = std::time::Instant::now();
     let live = app.models.get(&name)?;
     let format = request::format(&headers)?;
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
-    if rows.count > PREDICT_ROWS_MAX {
-        let detail = format!("{} rows, {PREDICT_ROWS_MAX} are the most of one query", rows.count);
+    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / live.stream.schema.class_count().max(1));
+    if rows.count > most {
+        let detail = format!("{} rows, {most} are the most of one query to this model", rows.count);
         return Err(Problem::unprocessable("too_many_rows", detail));
     }
     let answer = app.predictor.predict(live.clone(), rows).await?;
     if !answer.predictions.is_finite() {
         let detail = format!("model `{name}` has diverged: at version {} it predicts what is not a number", answer.version);
-        return Err(Problem::unavailable("model_diverged", detail));
+        return Err(Problem::conflict("model_diverged", detail));
     }
-    app.metrics.predict_seconds.with_label_values(&[&name]).observe(began.elapsed().as_secs_f64());
-    Ok(Json(json!({
-        "model": live.name,
-        "model_version": answer.version,
-        "prediction_id": Uuid::new_v4().to_string(),
-        "predictions": predictions(&answer.predictions, &live.stream.schema),
-    })))
+    live.predict_seconds.observe(began.elapsed().as_secs_f64());
+    app.blocking(move |_| {
+        let said = Predicted {
+            model: &live.name,
+            model_version: answer.version,
+            prediction_id: Uuid::new_v4().to_string(),
+            predictions: predictions(&answer.predictions, &live.stream.schema),
+        };
+        let body = serde_json::to_vec(&said).map_err(|_| Problem::internal())?;
+        Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+    })
+    .await
+}
+
+/// The answer to a query.
+#[derive(Debug, Serialize)]
+struct Predicted<'a> {
+    model: &'a str,
+    /// The version that answered: every row up to its sequence was learned.
+    model_version: Version,
+    /// Names this answer.
+    prediction_id: String,
+    /// In the order of the rows.
+    predictions: Vec<Prediction<'a>>,
 }
 
 /// One row's prediction.
@@ -158,9 +177,9 @@ enum Prediction<'a> {
     },
 }
 
-fn predictions(predictions: &Predictions, schema: &Schema) -> Value {
+fn predictions<'a>(predictions: &'a Predictions, schema: &'a Schema) -> Vec<Prediction<'a>> {
     let names = schema.class_names();
-    let rows: Vec<Prediction<'_>> = match predictions {
+    match predictions {
         Predictions::Classes { classes, probabilities } => probabilities
             .chunks_exact(*classes)
             .map(|probabilities| {
@@ -170,8 +189,7 @@ fn predictions(predictions: &Predictions, schema: &Schema) -> Value {
             })
             .collect(),
         Predictions::Values(values) => values.iter().map(|&value| Prediction::Value { value }).collect(),
-    };
-    json!(rows)
+    }
 }
 
 /// The most probable class; the first of equals, as the trainer scores.
@@ -194,6 +212,7 @@ fn view(live: &Live) -> Value {
     let classified = live.stream.schema.is_classified();
     let state = match &status.failure {
         Some(_) => "failed",
+        None if status.refusing.is_some() => "refusing",
         None if lag_rows > 0 => "learning",
         None => "idle",
     };
@@ -207,6 +226,7 @@ fn view(live: &Live) -> Value {
         "spec": live.spec,
         "status": state,
         "failure": status.failure,
+        "refusing": status.refusing,
         "version": status.version,
         "published_version": live.published().version,
         "learning_rate": status.learning_rate,

@@ -29,14 +29,17 @@ fn content_type(headers: &HeaderMap) -> Option<String> {
 /// The `Idempotency-Key`, where there is one.
 ///
 /// # Errors
-/// 400 for a key that is empty, too long, or not visible ASCII.
+/// 400 for a key that is empty, too long, or not visible ASCII, and for more than one.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
     match value.to_str() {
-        Ok(key) if !key.is_empty() && key.len() <= limits::IDEMPOTENCY_KEY_BYTES_MAX => Ok(Some(key.to_owned())),
+        Ok(key) if values.next().is_none() && !key.is_empty() && key.len() <= limits::IDEMPOTENCY_KEY_BYTES_MAX => {
+            Ok(Some(key.to_owned()))
+        }
         _ => {
             let most = limits::IDEMPOTENCY_KEY_BYTES_MAX;
-            let detail = format!("Idempotency-Key has to be 1 to {most} visible ASCII characters");
+            let detail = format!("Idempotency-Key has to be there once, as 1 to {most} visible ASCII characters");
             Err(Problem::bad_request("invalid_idempotency_key", detail))
         }
     }

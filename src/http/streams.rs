@@ -128,15 +128,15 @@ pub(super) async fn post_batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let stream = app.streams.get(&name)?;
-    let waits_for = if query.wait == Some(Wait::Applied) { Some(model_to_wait_for(&app, &stream, &query)?) } else { None };
-    let format = request::format(&headers)?;
-    let key = request::idempotency_key(&headers)?;
-    if let Some(behind) = app.models.behind(&stream) {
-        app.metrics.stream_refused_total.with_label_values(&[&name, "backpressure"]).inc();
-        let detail = format!("model `{}` is {} rows behind stream `{name}`", behind.model, behind.lag_rows);
-        return Err(Problem::too_many_requests("backpressure", detail, behind.retry_after_seconds));
-    }
+    let admitted = admit(&app, &name, &query, &headers);
+    let (stream, waits_for, format, key) = match admitted {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            // A client that is still sending would see its connection reset, and not the answer.
+            body::discard(body, app.body_limits).await;
+            return Err(problem);
+        }
+    };
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let receipt = append(&app, &stream, format, bytes, key).await.inspect_err(|problem| {
         app.metrics.stream_refused_total.with_label_values(&[&name, problem.code]).inc();
@@ -158,6 +158,23 @@ pub(super) async fn post_batch(
         response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// Whom a batch is for, and how it is to be read.
+type Admitted = (Arc<Stream>, Option<Arc<Live>>, Format, Option<String>);
+
+/// All that can be refused before the body is read.
+fn admit(app: &App, name: &str, query: &BatchQuery, headers: &HeaderMap) -> Result<Admitted, Problem> {
+    let stream = app.streams.get(name)?;
+    let waits_for = if query.wait == Some(Wait::Applied) { Some(model_to_wait_for(app, &stream, query)?) } else { None };
+    let format = request::format(headers)?;
+    let key = request::idempotency_key(headers)?;
+    if let Some(behind) = app.models.behind(&stream) {
+        app.metrics.stream_refused_total.with_label_values(&[name, "backpressure"]).inc();
+        let detail = format!("model `{}` is {} rows behind stream `{name}`", behind.model, behind.lag_rows);
+        return Err(Problem::too_many_requests("backpressure", detail, behind.retry_after_seconds));
+    }
+    Ok((stream, waits_for, format, key))
 }
 
 fn model_to_wait_for(app: &App, stream: &Stream, query: &BatchQuery) -> Result<Arc<Live>, Problem> {

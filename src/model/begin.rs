@@ -9,6 +9,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
+use prometheus::{Histogram, IntCounter};
 use tokio::sync::watch;
 
 use super::ModelError;
@@ -167,6 +168,7 @@ impl Models {
         status.learning_rate = fold.learning_rate();
         status.checkpoint = figures;
         let snapshot = fold.snapshot()?.ok_or_else(|| ModelError::Inconsistent("a new fold has no snapshot".into()))?;
+        let (predict_rows, predict_seconds) = self.series(&name);
         let live = Arc::new(Live {
             id,
             name,
@@ -174,6 +176,8 @@ impl Models {
             spec: record.spec,
             stream,
             ledger: fold.ledger().clone(),
+            predict_rows,
+            predict_seconds,
             caught_up: AtomicBool::new(false),
             published: ArcSwap::from_pointee(Published { version, snapshot }),
             status: Mutex::new(status),
@@ -215,6 +219,7 @@ impl Models {
         let version = Version { epoch: 0, sequence: record.origin };
         let mut status = Status::new(version, record.origin, Tally::new(self.ground.settings.sliding_rows));
         status.failure = Some(failure.clone());
+        let (predict_rows, predict_seconds) = self.series(&name);
         let live = Arc::new(Live {
             id,
             name,
@@ -222,6 +227,8 @@ impl Models {
             spec: record.spec,
             stream,
             ledger: Ledger::default(),
+            predict_rows,
+            predict_seconds,
             caught_up: AtomicBool::new(false),
             published: ArcSwap::from_pointee(Published { version, snapshot: Arc::new(Absent(failure)) }),
             status: Mutex::new(status),
@@ -230,6 +237,12 @@ impl Models {
         });
         let standing = live.clone();
         Ok(self.run(live, move || stand(&standing, asked.iter()))?)
+    }
+
+    /// The series that count a model's queries.
+    fn series(&self, name: &str) -> (IntCounter, Histogram) {
+        let metrics = &self.ground.metrics;
+        (metrics.predict_rows_total.with_label_values(&[name]), metrics.predict_seconds.with_label_values(&[name]))
     }
 
     /// Gives a model its thread and a place among the others.

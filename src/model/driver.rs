@@ -179,7 +179,7 @@ impl Driver {
         match command {
             Command::Budget(budget_bytes, reply) => {
                 let answer = self.change(|driver| {
-                    let plan = driver.fold.propose_plan(budget_bytes)?;
+                    let plan = driver.fold.propose_plan(Some(driver.ground.within(budget_bytes)))?;
                     Ok(What::Plan { budget_bytes, plan })
                 });
                 answer_to(reply, answer);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use crossbeam::channel::Sender;
 use parking_lot::{Mutex, MutexGuard};
+use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
 
 use super::spec::ModelSpec;
@@ -50,9 +51,9 @@ pub enum ChangeError {
     /// The model stands still.
     #[error("the model has failed: {0}")]
     Failed(String),
-    /// The model is going away.
-    #[error("the model is stopping")]
-    Stopping,
+    /// The model is gone, or going.
+    #[error("there is no model `{0}` any more")]
+    Gone(String),
     /// The decision could not be written down; the process is ending.
     #[error("the decision could not be stored: {0}")]
     Storage(String),
@@ -72,6 +73,10 @@ pub struct Live {
     pub stream: Arc<Stream>,
     /// Its bytes by part.
     pub ledger: Ledger,
+    /// Its own series, so that a query that outlives the model does not bring them back.
+    pub predict_rows: IntCounter,
+    /// See [`Live::predict_rows`].
+    pub predict_seconds: Histogram,
     /// Whether the model has once been as near to the head of its stream as its overload policy asks.
     pub(super) caught_up: AtomicBool,
     pub(super) published: ArcSwap<Published>,
@@ -169,8 +174,9 @@ impl Live {
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Command) -> Result<(), ChangeError> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).map_err(|_| ChangeError::Stopping)?;
-        answer.await.unwrap_or(Err(ChangeError::Stopping))
+        let gone = || ChangeError::Gone(self.name.clone());
+        self.commands.send(command(reply)).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted; none if

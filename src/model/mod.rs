@@ -63,6 +63,8 @@ pub struct Settings {
     pub publish_interval: Duration,
     /// Rows behind that a model under backpressure may be, where its spec does not say.
     pub lag_rows_max: u64,
+    /// The largest budget of one model, in bytes.
+    pub memory_bytes_max: u64,
     /// Rows of the sliding scores.
     pub sliding_rows: u64,
     /// Rows after which a checkpoint is written.
@@ -112,6 +114,12 @@ impl Ground {
         let entry = Entry::Decision { model, index, bytes: decision.encode()? };
         self.committer.commit(vec![entry])?;
         Ok(())
+    }
+
+    /// What a plan may take for a budget that was asked for; none: as much as any model may have.
+    fn within(&self, budget_bytes: Option<u64>) -> u64 {
+        let most = self.settings.memory_bytes_max;
+        budget_bytes.map_or(most, |budget| budget.min(most))
     }
 
     /// Notes that `model` needs the rows of `stream` after `sequence`.

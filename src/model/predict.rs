@@ -117,7 +117,7 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
                 drop(query.reply.send(Ok(Answer { version: published.version, predictions })));
                 start = end;
             }
-            metrics.predict_rows_total.with_label_values(&[&model.name]).inc_by(rows.count as u64);
+            model.predict_rows.inc_by(rows.count as u64);
         }
         Err(error) => {
             let text = error.to_string();

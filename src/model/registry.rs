@@ -126,7 +126,7 @@ impl Models {
         let kind = self.kinds.get(&spec.kind)?;
         let queued_bytes = queued_bytes_max(&stream.schema);
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
-        let plan = kind.propose_plan(&spec.settings, &stream.schema, queued_bytes, budget_bytes)?;
+        let plan = kind.propose_plan(&spec.settings, &stream.schema, queued_bytes, Some(self.ground.within(budget_bytes)))?;
         let fold = kind.build(&spec.settings, &stream.schema, queued_bytes)?;
         let origin = origin(&spec, &stream)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -159,6 +159,7 @@ impl Models {
         let Running { live, thread } = running.ok_or_else(|| RegistryError::NotFound(name.to_owned()))?;
         drop(live.commands.send(Command::Abandon));
         drop(thread.join());
+        self.ground.metrics.remove_model(name);
         self.ground.release(&live.stream, live.id);
         self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }])?;
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);

@@ -124,6 +124,8 @@ pub struct Status {
     pub checkpoint: Option<CheckpointFigures>,
     /// Why the model stands still, where it does.
     pub failure: Option<String>,
+    /// Why the last step was refused, where it was: a model that has diverged refuses every one.
+    pub refusing: Option<String>,
     recent: VecDeque<Recent>,
     rate: Rate,
 }
@@ -142,6 +144,7 @@ impl Status {
             learning_rate: None,
             checkpoint: None,
             failure: None,
+            refusing: None,
             recent: VecDeque::with_capacity(RECENT_OUTCOMES),
             rate: Rate::default(),
         }
@@ -154,10 +157,16 @@ impl Status {
         self.version.sequence = outcome.last;
         let tally = &mut self.tally;
         tally.steps += 1;
-        match outcome.verdict {
-            Verdict::Learned => tally.counters.learned += outcome.rows,
-            Verdict::Quarantined(_) => tally.counters.quarantined += outcome.rows,
-        }
+        self.refusing = match &outcome.verdict {
+            Verdict::Learned => {
+                tally.counters.learned += outcome.rows;
+                None
+            }
+            Verdict::Quarantined(reason) => {
+                tally.counters.quarantined += outcome.rows;
+                Some(reason.clone())
+            }
+        };
         if outcome.score.rows > 0 {
             tally.whole.add(outcome.score);
             tally.sliding.push(outcome.score);

@@ -211,6 +211,14 @@ impl Schema {
         1 << fitting.ilog2()
     }
 
+    /// How many classes there are; 1 for a value, and for nothing.
+    pub fn class_count(&self) -> usize {
+        match &self.target {
+            Some(Target::Classes { classes, .. }) => classes.count(),
+            _ => 1,
+        }
+    }
+
     /// The classes' names, where they have names.
     pub fn class_names(&self) -> Option<&[String]> {
         match &self.target {
