@@ -1,3 +1,5 @@
+//! Every format against every other, and what no decoder may be made to do.
+
 use proptest::prelude::*;
 
 use super::*;
