@@ -75,19 +75,26 @@ pub(crate) fn sum<T: Element>(values: &[T]) -> T {
 
 /// The largest magnitude; infinite if one element is not finite.
 pub(crate) fn largest<T: Element>(values: &[T]) -> f64 {
-    let mut most = T::zero();
-    let mut all_finite = true;
+    /// As many as the widest vectors hold, so that each lane keeps a maximum of its own.
+    const LANES: usize = 16;
+    if !all_finite(values) {
+        return f64::INFINITY;
+    }
+    let magnitude = |value: T| if value < T::zero() { T::zero() - value } else { value };
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut most = [T::zero(); LANES];
     dispatch(
         #[inline(always)]
         || {
-            for &value in values {
-                let magnitude = if value < T::zero() { T::zero() - value } else { value };
-                most = if magnitude > most { magnitude } else { most };
-                all_finite &= value.finite();
+            for chunk in whole {
+                for (most, &value) in most.iter_mut().zip(chunk) {
+                    let value = magnitude(value);
+                    *most = if value > *most { value } else { *most };
+                }
             }
         },
     );
-    if all_finite { most.to_f64() } else { f64::INFINITY }
+    most.iter().chain(rest).fold(0.0, |most, &value| magnitude(value).to_f64().max(most))
 }
 
 /// Whether every element is a finite number.
