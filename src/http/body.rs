@@ -5,6 +5,7 @@
 //! announced. Decompressing runs beside the async threads, however short the body: 16 KiB of bomb are 100 ms of work.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -17,6 +18,8 @@ use super::problem::{Problem, UNSUPPORTED_ENCODING};
 use crate::config;
 use crate::limits::{BODY_FRAMES_MAX, ZSTD_WINDOW_LOG_MAX};
 
+/// How long a body that was refused beforehand is read.
+const DISCARD: Duration = Duration::from_secs(1);
 /// Decoded bytes between two looks at the cap.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -121,16 +124,20 @@ impl Encoding {
     }
 }
 
-/// Reads a body up to its cap and forgets it.
+/// Reads a body up to its cap, for a moment at most, and forgets it.
 pub async fn discard(mut body: Body, limits: BodyLimits) {
     let mut left = limits.encoded_bytes_max;
-    while let Some(Ok(frame)) = body.frame().await {
-        let bytes = frame.data_ref().map_or(0, Bytes::len);
-        if bytes > left {
-            return;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            if bytes > left {
+                return;
+            }
+            left -= bytes;
         }
-        left -= bytes;
-    }
+    };
+    // Whether it came to its end does not matter: it was only to let the client finish sending.
+    tokio::time::timeout(DISCARD, reading).await.ok();
 }
 
 /// Reads a whole body and decompresses it.

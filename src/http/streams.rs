@@ -46,19 +46,24 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let schema: Schema = request::json(&headers, body, app.body_limits).await?;
-    let (stream, created) = app.blocking(move |app| Ok(app.streams.create(&name, schema)?)).await?;
-    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(view(&app, &stream)?)).into_response())
+    app.blocking(move |app| {
+        let (stream, created) = app.streams.create(&name, schema)?;
+        let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+        Ok((status, Json(view(app, &stream)?)).into_response())
+    })
+    .await
 }
 
 pub(super) async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<StreamView>, Problem> {
-    let stream = app.streams.get(&name)?;
-    Ok(Json(view(&app, &stream)?))
+    app.blocking(move |app| Ok(Json(view(app, &*app.streams.get(&name)?)?))).await
 }
 
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<serde_json::Value>, Problem> {
-    let streams: Result<Vec<_>, Problem> = app.streams.list().iter().map(|stream| view(&app, stream)).collect();
-    Ok(Json(serde_json::json!({ "streams": streams? })))
+    app.blocking(|app| {
+        let streams: Result<Vec<_>, Problem> = app.streams.list().iter().map(|stream| view(app, stream)).collect();
+        Ok(Json(serde_json::json!({ "streams": streams? })))
+    })
+    .await
 }
 
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
