@@ -78,6 +78,17 @@ async fn values_that_cannot_be_are_named_by_row_and_column() {
         let problem = client.post(BATCHES, content_type, body).await.expect_problem(422, "invalid_rows");
         assert!(!problem["errors"].as_array().unwrap().is_empty(), "{problem}");
     }
+    // Tensors of another shape, in a post and in a query.
+    let tensor = json!({ "fields": [{ "name": "t", "type": "tensor", "shape": [2, 3], "element": "u8" }] });
+    client.put("/v1/streams/tensors", &tensor).await.expect(201);
+    for shape in
+        [json!([1, 2, 3]), json!([[1, 2], [3, 4], [5, 6]]), json!([[[1, 2, 3], [4, 5, 6]]]), json!([[1, 2, 3], [4, 5, 256]])]
+    {
+        let body = json!({ "rows": [{ "t": [[1, 2, 3], [4, 5, 6]] }, { "t": shape }] });
+        let problem = client.post_json("/v1/streams/tensors/batches", &body).await.expect_problem(422, "invalid_rows");
+        assert_eq!((&problem["errors"][0]["row"], &problem["errors"][0]["column"]), (&json!(1), &json!("t")), "{problem}");
+    }
+    assert_eq!(client.get("/v1/streams/tensors").await.expect(200)["sequence"], 0);
     // Raw: NaN, a class beyond the last, and a length that is no number of rows.
     let raw = |x: f32, class: u32| [x.to_le_bytes(), 2f32.to_le_bytes(), class.to_le_bytes()].concat();
     for body in [raw(f32::NAN, 1), raw(f32::INFINITY, 1), raw(1.0, 3), raw(1.0, 1)[..11].to_vec(), Vec::new()] {

@@ -7,8 +7,8 @@
 //! 3. Writing copies no tensor: bytes go from the fold's storage through the hash to the file.
 //!
 //! The file's safetensors metadata holds `format`, `format_version`, the data folder's and the fold's identity, the version, how
-//! many decisions are in it, and the values and scores as JSON. The manifest is two lines: JSON, and the blake3 of that line; it is
-//! kept twice.
+//! many decisions are in it, and the values and scores as JSON. The manifest is two lines: JSON, which names the
+//! format, its version and the data folder too, and the blake3 of that line; it is kept twice.
 
 use std::collections::BTreeMap;
 #[expect(clippy::disallowed_types, reason = "safetensors' metadata is one; it is read by name and hashed as bytes")]
@@ -76,6 +76,8 @@ pub struct Entry {
 struct Manifest {
     format: String,
     format_version: u32,
+    /// The data folder that it belongs to.
+    folder: String,
     checkpoints: Vec<Entry>,
 }
 
@@ -146,7 +148,7 @@ impl<'a> Store<'a> {
         entries.retain(|kept| kept.file != entry.file);
         entries.push(entry);
         let entries = entries.split_off(entries.len().saturating_sub(KEPT));
-        self.write_manifest(entries.clone())?;
+        self.write_manifest(&head.folder, entries.clone())?;
         self.remove_others(&entries)?;
         let oldest_kept = entries.first().map_or(head.version, |oldest| oldest.version);
         Ok(CheckpointFigures {
@@ -182,9 +184,9 @@ impl<'a> Store<'a> {
                 }
             }
         }
-        if !faults.is_empty() && newest.is_some() {
+        if let Some(loaded) = newest.as_ref().filter(|_| !faults.is_empty()) {
             // What is broken does not count as one of the two that are kept.
-            self.write_manifest(entries)?;
+            self.write_manifest(&loaded.head.folder, entries)?;
         }
         Ok((newest, faults))
     }
@@ -248,8 +250,9 @@ impl<'a> Store<'a> {
         Ok(Loaded { head, state, entry, oldest_kept })
     }
 
-    fn write_manifest(&self, checkpoints: Vec<Entry>) -> Result<(), CheckpointError> {
-        let manifest = Manifest { format: FORMAT.into(), format_version: FORMAT_VERSION, checkpoints };
+    fn write_manifest(&self, folder: &str, checkpoints: Vec<Entry>) -> Result<(), CheckpointError> {
+        let (format, folder) = (FORMAT.to_owned(), folder.to_owned());
+        let manifest = Manifest { format, format_version: FORMAT_VERSION, folder, checkpoints };
         let body = serde_json::to_string(&manifest).map_err(io::Error::other)?;
         let text = format!("{body}\n{}\n", blake3::hash(body.as_bytes()).to_hex());
         for name in [MANIFEST, MANIFEST_COPY] {
