@@ -1,11 +1,12 @@
 //! IDX files, the format that MNIST and its kin come in: a magic number, dimensions, and bytes.
 
-use std::io::Read;
+use bytes::Bytes;
 
 use super::Failure;
+use crate::http::body::{Encoding, decompress};
 
 /// Bytes that an IDX file may unpack to.
-const UNPACKED_BYTES_MAX: u64 = 4 << 30;
+const UNPACKED_BYTES_MAX: usize = 4 << 30;
 
 /// An IDX array of unsigned bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,11 +25,7 @@ impl Idx {
         if !file.starts_with(&[0x1f, 0x8b]) {
             return Idx::parse(file);
         }
-        // A file that the user names, not a stranger's post; bounded all the same.
-        #[allow(clippy::disallowed_methods)]
-        let unpacked = flate2::read::GzDecoder::new(file);
-        let mut bytes = Vec::new();
-        unpacked.take(UNPACKED_BYTES_MAX).read_to_end(&mut bytes)?;
+        let bytes = decompress(Encoding::Gzip, Bytes::copy_from_slice(file), UNPACKED_BYTES_MAX)?;
         Idx::parse(&bytes)
     }
 
