@@ -81,6 +81,9 @@ pub struct Models {
     changing: Mutex<()>,
 }
 
+/// The longest that a client is asked to wait.
+const RETRY_SECONDS_MAX: f64 = 2.0;
+
 /// A stream that is too far ahead of a model under backpressure.
 #[derive(Clone, Debug)]
 pub struct Behind {
@@ -199,8 +202,9 @@ impl Models {
             if !live.caught_up.load(Relaxed) || live.status_lent().failure.is_some() {
                 return None;
             }
+            // Just after a start the rate is not known yet: ask again soon, as asking costs little.
             let seconds = (lag_rows - lag_rows_max) as f64 / live.rows_per_second().max(1.0);
-            let retry_after_seconds = seconds.ceil().clamp(1.0, 60.0) as u32;
+            let retry_after_seconds = seconds.ceil().clamp(1.0, RETRY_SECONDS_MAX) as u32;
             Some(Behind { model: live.name.clone(), lag_rows, retry_after_seconds })
         });
         behind.max_by_key(|behind| behind.lag_rows)
