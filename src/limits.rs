@@ -35,8 +35,12 @@ pub const BODY_FRAMES_MAX: usize = 4096;
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
-/// Layers of a network.
+/// Layers of a network, those inside residual blocks and the blocks themselves included.
 pub const LAYERS_MAX: usize = 256;
+/// Residual blocks inside each other.
+pub const LAYERS_DEPTH_MAX: usize = 8;
+/// Width of a residual network: with twice as many it would have more than [`PARAMETERS_MAX`] in any case.
+pub const RESNET_WIDTH_MAX: usize = 512;
 /// Weights of a network.
 pub const PARAMETERS_MAX: usize = 1 << 30;
 /// Streams, and models, of one process.

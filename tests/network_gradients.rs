@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use candle_core::{DType, Device, Tensor, Var};
-use mustela::network::layer::{Conv2d, Flatten, Linear, MaxPool2d, Relu};
-use mustela::network::{Layer, Loss, Targets, loss, random};
+use candle_nn::{GroupNorm as TheirGroupNorm, Module};
+use mustela::network::layer::{Conv2d, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual};
+use mustela::network::{Architecture, Layer, Loss, Network, Targets, loss, random};
 
 fn numbers(seed: u64, count: usize) -> Vec<f64> {
     let mut generator = random::stream(seed, 0, "gradient test");
@@ -127,6 +128,90 @@ fn conv2d() {
 }
 
 #[test]
+fn conv2d_without_bias() {
+    for (shape, outputs, kernel, stride, padding) in [([2, 6, 7], 3, 3, 1, 1), ([3, 7, 5], 2, 1, 2, 0)] {
+        check(&Conv2d::new(shape, outputs, kernel, stride, padding).unwrap().without_bias(), &shape, 2);
+    }
+}
+
+#[test]
+fn group_norm() {
+    for (shape, groups) in [([1, 3, 4], 1), ([4, 3, 2], 2), ([4, 5, 7], 4), ([6, 1, 1], 3), ([6, 4, 4], 1), ([2, 9, 11], 2)] {
+        for rows in [1, 3] {
+            check(&GroupNorm::new(shape, groups).unwrap(), &shape, rows);
+        }
+    }
+}
+
+#[test]
+fn global_avg_pool2d() {
+    for shape in [[1, 1, 1], [3, 4, 5], [2, 9, 11]] {
+        check(&GlobalAvgPool2d::new(shape).unwrap(), &shape, 3);
+    }
+}
+
+/// The only layer of a list of one, as `build` makes it.
+fn built(text: &str, shape: &[usize], outputs: usize) -> Box<dyn Layer> {
+    let text = format!(r#"{{"architecture":"layers","layers":[{text},{{"type":"flatten"}},{{"type":"linear","outputs":2}}]}}"#);
+    let architecture: Architecture = serde_json::from_str(&text).unwrap();
+    let layer = Network::build(&architecture, shape, 2, Loss::SoftmaxCrossEntropy, false).unwrap().layers.remove(0);
+    assert_eq!(layer.output_shape().iter().product::<usize>(), outputs);
+    layer
+}
+
+#[test]
+fn residual() {
+    let normed = |channels: usize, stride: usize, groups: usize| {
+        format!(
+            r#"{{"type":"conv2d","channels":{channels},"kernel":3,"stride":{stride},"padding":1,"bias":false}},
+            {{"type":"group_norm","groups":{groups}}}"#
+        )
+    };
+    let basic = |channels, stride| format!(r#"{},{{"type":"relu"}},{}"#, normed(channels, stride, 2), normed(channels, 1, 1));
+    let block = |main: &str, shortcut: &str| format!(r#"{{"type":"residual","layers":[{main}],"shortcut":[{shortcut}]}}"#);
+    let shortcut = r#"{"type":"conv2d","channels":4,"kernel":1,"stride":2,"bias":false},{"type":"group_norm","groups":2}"#;
+    let relu = r#"{"type":"relu"}"#;
+    let nested = block(&format!("{},{relu},{}", block(&basic(2, 1), ""), normed(4, 2, 4)), shortcut);
+    let flat = block(r#"{"type":"linear","outputs":5},{"type":"relu"}"#, r#"{"type":"relu"},{"type":"linear","outputs":5}"#);
+    for (text, shape, outputs) in [
+        (block(&basic(2, 1), ""), vec![2, 5, 4], 40),
+        (block(&basic(4, 2), shortcut), vec![2, 5, 4], 24),
+        (nested, vec![2, 5, 4], 24),
+        (flat, vec![7], 5),
+        // Layers that work in their input's storage, on both sides of the sum.
+        (block(relu, ""), vec![2, 3], 6),
+        (block(relu, relu), vec![2, 3], 6),
+        (block(r#"{"type":"flatten"}"#, r#"{"type":"flatten"},{"type":"relu"}"#), vec![2, 3], 6),
+        (block(r#"{"type":"flatten"},{"type":"linear","outputs":6},{"type":"flatten"}"#, r#"{"type":"flatten"}"#), vec![2, 3], 6),
+        (block(r#"{"type":"linear","outputs":6}"#, ""), vec![6], 6),
+        (block(r#"{"type":"linear","outputs":6}"#, &block(relu, "")), vec![6], 6),
+        (block(&block(relu, r#"{"type":"linear","outputs":6}"#), r#"{"type":"linear","outputs":6}"#), vec![6], 6),
+    ] {
+        for rows in [1, 3] {
+            check(built(&text, &shape, outputs).as_ref(), &shape, rows);
+        }
+    }
+}
+
+#[test]
+fn a_block_whose_input_gradient_nobody_wants_gives_the_same_for_its_weights() {
+    let convolution = |from: usize, stride| Box::new(Conv2d::new([from, 5, 5], 4, 3, stride, 1).unwrap());
+    let main: Vec<Box<dyn Layer>> = vec![Box::new(Relu::new(&[2, 5, 5], false)), convolution(2, 2)];
+    let shortcut: Vec<Box<dyn Layer>> = vec![Box::new(Relu::new(&[2, 5, 5], false)), convolution(2, 2)];
+    let layer = Residual::new(&[2, 5, 5], main, shortcut).unwrap();
+    let (weights, input) = (weights(&layer), random_tensor(3, &[2, 2, 5, 5]));
+    let factors = numbers(4, 2 * 4 * 9);
+    let (_, _, expected) = run(&layer, &weights, &input, &factors);
+    let (_, stash) = layer.forward(&weights, vec![input]).unwrap();
+    let (inputs, gradients) = layer.backward(&weights, stash, vec![tensor(factors, &[2, 4, 3, 3])], false).unwrap();
+    assert!(inputs.is_empty());
+    assert_eq!(gradients.len(), 4);
+    for (expected, gradient) in expected.iter().zip(gradients) {
+        assert_eq!(values(expected), values(&gradient.dense().unwrap()));
+    }
+}
+
+#[test]
 fn conv2d_in_several_tiles() {
     // 64 · 9 · 300 elements a row of outputs: each tile is one row.
     let layer = Conv2d::new([64, 4, 300], 2, 3, 1, 1).unwrap();
@@ -184,6 +269,58 @@ fn candles_autograd_agrees() {
     assert_close("linear", &of_weights[0], &values(store.get(&v).unwrap()), 1e-12);
     assert_close("conv2d", &of_weights[1], &values(store.get(&w).unwrap()), 1e-12);
     assert_close("input", &values(&gradients[0]), &values(store.get(&x).unwrap()), 1e-12);
+}
+
+#[test]
+fn candles_autograd_agrees_on_a_residual_network() {
+    // Odd sides: see above.
+    let text = r#"{"architecture":"layers","layers":[
+        {"type":"conv2d","channels":4,"kernel":3,"padding":1,"bias":false},{"type":"group_norm","groups":2},{"type":"relu"},
+        {"type":"residual","layers":[{"type":"conv2d","channels":6,"kernel":3,"stride":2,"padding":1,"bias":false},
+            {"type":"group_norm","groups":3},{"type":"relu"},{"type":"conv2d","channels":6,"kernel":3,"padding":1,"bias":false},
+            {"type":"group_norm","groups":3}],
+         "shortcut":[{"type":"conv2d","channels":6,"kernel":1,"stride":2,"bias":false},{"type":"group_norm","groups":3}]},
+        {"type":"relu"},{"type":"global_avg_pool2d"},{"type":"linear","outputs":3}]}"#;
+    let architecture: Architecture = serde_json::from_str(text).unwrap();
+    let network = Network::build(&architecture, &[2, 7, 7], 3, Loss::SoftmaxCrossEntropy, false).unwrap();
+    let ours: Vec<Vec<Tensor>> = network.layers.iter().map(|layer| weights(layer.as_ref())).collect();
+    let input = random_tensor(1, &[5, 2, 7, 7]);
+    let variables: Vec<Var> = ours.iter().flatten().map(|weight| Var::from_tensor(weight).unwrap()).collect();
+    let v = |index: usize| variables[index].as_tensor();
+    let norm = |x: Tensor, first: usize, groups: usize| {
+        TheirGroupNorm::new(v(first).clone(), v(first + 1).clone(), v(first).elem_count(), groups, 1e-5)
+            .unwrap()
+            .forward(&x)
+            .unwrap()
+    };
+    let convolution = |x: &Tensor, at: usize, padding, stride| x.conv2d(v(at), padding, stride, 1, 1).unwrap();
+    let stem = norm(convolution(&input, 0, 1, 1), 1, 2).relu().unwrap();
+    let main = norm(convolution(&stem, 3, 1, 2), 4, 3).relu().unwrap();
+    let main = norm(convolution(&main, 6, 1, 1), 7, 3);
+    let sum = (main + norm(convolution(&stem, 9, 0, 2), 10, 3)).unwrap().relu().unwrap();
+    let pooled = sum.flatten_from(2).unwrap().mean(2).unwrap();
+    let theirs = pooled.matmul(&v(12).t().unwrap()).unwrap().broadcast_add(v(13)).unwrap();
+    let factors = numbers(9, 15);
+    let store = (&theirs * tensor(factors.clone(), &[5, 3])).unwrap().sum_all().unwrap().backward().unwrap();
+
+    let (mut tensors, mut stashes) = (vec![input.force_contiguous().unwrap()], Vec::new());
+    for (layer, weights) in network.layers.iter().zip(&ours) {
+        let (outputs, stash) = layer.forward(weights, tensors).unwrap();
+        tensors = outputs;
+        stashes.push(stash);
+    }
+    assert_close("output", &values(&tensors[0]), &values(&theirs), 1e-12);
+    let mut gradients = vec![tensor(factors, &[5, 3])];
+    let mut by_layer = Vec::new();
+    for ((number, layer), stash) in network.layers.iter().enumerate().zip(stashes).rev() {
+        let (inputs, of_layer) = layer.backward(&ours[number], stash, gradients, number > 0).unwrap();
+        gradients = inputs;
+        by_layer.push(of_layer);
+    }
+    for (index, gradient) in by_layer.into_iter().rev().flatten().enumerate() {
+        let theirs = values(store.get(v(index)).unwrap());
+        assert_close(&format!("parameter {index}"), &values(&gradient.dense().unwrap()), &theirs, 1e-11);
+    }
 }
 
 fn total(kind: Loss, outputs: &Tensor, targets: &Targets, weights: Option<&[f32]>) -> f64 {

@@ -3,9 +3,9 @@
 
 use super::Network;
 use super::architecture::{Architecture, LayerSpec};
-use super::layer::{Conv2d, Flatten, Layer, Linear, MaxPool2d, Relu, Standardise};
+use super::layer::{Conv2d, Flatten, GlobalAvgPool2d, GroupNorm, Layer, Linear, MaxPool2d, Relu, Residual, Standardise};
 use super::loss::Loss;
-use crate::limits::{LAYERS_MAX, PARAMETERS_MAX};
+use crate::limits::{LAYERS_DEPTH_MAX, LAYERS_MAX, PARAMETERS_MAX, RESNET_WIDTH_MAX};
 
 /// An architecture that makes no network for its stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,16 +14,22 @@ pub enum ArchitectureError {
     #[error("the network has no layers")]
     Empty,
     /// See [`LAYERS_MAX`].
-    #[error("the network has {layers} layers, more than {LAYERS_MAX}")]
-    TooManyLayers {
-        /// How many were asked for.
-        layers: usize,
+    #[error("the network has more than {LAYERS_MAX} layers, those inside residual blocks included")]
+    TooManyLayers,
+    /// See [`LAYERS_DEPTH_MAX`].
+    #[error("more than {LAYERS_DEPTH_MAX} residual blocks lie inside each other")]
+    TooDeep,
+    /// See [`RESNET_WIDTH_MAX`].
+    #[error("the width is {width}, but must be from 1 to {RESNET_WIDTH_MAX}")]
+    Width {
+        /// What was asked for.
+        width: usize,
     },
     /// See [`PARAMETERS_MAX`].
     #[error("with layer {layer} the network has more than {PARAMETERS_MAX} parameters")]
     TooManyParameters {
-        /// The layer that is too many, from 0.
-        layer: usize,
+        /// The layer that is too many: "3", or "3.main.0" inside a residual block.
+        layer: String,
     },
     /// Rows without elements, or with too many.
     #[error("a network cannot read rows of shape {shape:?}")]
@@ -34,8 +40,8 @@ pub enum ArchitectureError {
     /// A layer that does not fit what comes before it.
     #[error("layer {layer} ({name}) cannot take rows of shape {shape:?}: {reason}")]
     Layer {
-        /// Which, from 0.
-        layer: usize,
+        /// Which, from 0: "3", or "3.main.0" inside a residual block.
+        layer: String,
         /// Its kind.
         name: &'static str,
         /// The shape of a row that it is given.
@@ -59,6 +65,20 @@ fn elements(shape: &[usize]) -> Option<usize> {
     (1..=PARAMETERS_MAX).contains(&elements).then_some(elements)
 }
 
+/// How many layers there may still be after `specs`, of `left`; nothing is made of them before this has looked at all.
+fn count(specs: &[LayerSpec], left: usize, depth: usize) -> Result<usize, ArchitectureError> {
+    let mut left = left.checked_sub(specs.len()).ok_or(ArchitectureError::TooManyLayers)?;
+    for spec in specs {
+        if let LayerSpec::Residual { layers, shortcut } = spec {
+            if depth == LAYERS_DEPTH_MAX {
+                return Err(ArchitectureError::TooDeep);
+            }
+            left = count(shortcut, count(layers, left, depth + 1)?, depth + 1)?;
+        }
+    }
+    Ok(left)
+}
+
 impl Network {
     /// The network for rows of `input_shape` (`[features]` or `[channels, height, width]`) and `outputs` numbers a row: one for each
     /// class, or 1 for a regression. Named architectures standardise their input if they say so, or else if `standardise_default`.
@@ -72,12 +92,16 @@ impl Network {
         if elements(input_shape).is_none() || input_shape.is_empty() {
             return Err(ArchitectureError::Input { shape: input_shape.to_vec() });
         }
-        let specs = architecture.layers(input_shape, outputs, standardise_default);
-        if specs.len() > LAYERS_MAX {
-            return Err(ArchitectureError::TooManyLayers { layers: specs.len() });
+        match *architecture {
+            Architecture::ResNet18 { width, .. } if !(1..=RESNET_WIDTH_MAX).contains(&width) => {
+                return Err(ArchitectureError::Width { width });
+            }
+            _ => {}
         }
-        let mut builder = Builder { shape: input_shape.to_vec(), parameters: 0, free: false };
-        let layers = specs.iter().enumerate().map(|(index, spec)| builder.next(index, spec)).collect::<Result<Vec<_>, _>>()?;
+        let specs = architecture.layers(input_shape, outputs, standardise_default);
+        count(&specs, LAYERS_MAX, 0)?;
+        let mut builder = Builder { shape: input_shape.to_vec(), parameters: 0, free: false, inside: String::new() };
+        let layers = builder.list(&specs)?;
         if layers.is_empty() {
             return Err(ArchitectureError::Empty);
         }
@@ -93,34 +117,73 @@ impl Network {
 struct Builder {
     /// The shape of a row here.
     shape: Vec<usize>,
-    /// Parameters so far.
+    /// Parameters so far, of the whole network.
     parameters: usize,
-    /// Nobody needs the present activations but the next layer, so that it may overwrite them: they are not the network's input,
-    /// and no earlier layer keeps their storage for its backward.
+    /// Nobody needs the present activations but the next layer, so that it may overwrite them: they are not the input of the network
+    /// or of a residual block, and no earlier layer keeps their storage for its backward.
     free: bool,
+    /// The residual block that this list of layers is in, such as "3.main."; nothing for the network's own list.
+    inside: String,
 }
 
 impl Builder {
+    fn list(&mut self, specs: &[LayerSpec]) -> Result<Vec<Box<dyn Layer>>, ArchitectureError> {
+        specs.iter().enumerate().map(|(index, spec)| self.next(index, spec)).collect()
+    }
+
     fn next(&mut self, index: usize, spec: &LayerSpec) -> Result<Box<dyn Layer>, ArchitectureError> {
-        let layer = self.layer(index, spec).map_err(|(name, reason)| ArchitectureError::Layer {
-            layer: index,
-            name,
-            shape: self.shape.clone(),
-            reason,
-        })?;
-        for parameter in layer.parameters() {
-            let total = elements(&parameter.shape).and_then(|elements| self.parameters.checked_add(elements));
-            let total = total.filter(|&total| total <= PARAMETERS_MAX);
-            self.parameters = total.ok_or(ArchitectureError::TooManyParameters { layer: index })?;
-        }
-        let cost = layer.cost(1);
-        self.free = !cost.keeps_output && (cost.output > 0 || self.free);
+        let place = format!("{}{index}", self.inside);
+        let layer = match spec {
+            LayerSpec::Residual { layers, shortcut } => self.residual(&place, layers, shortcut)?,
+            _ => {
+                let layer = self.layer(index, spec);
+                let layer = layer.map_err(|(name, reason)| self.refuse(&place, name, reason))?;
+                for parameter in layer.parameters() {
+                    let total = elements(&parameter.shape).and_then(|elements| self.parameters.checked_add(elements));
+                    let total = total.filter(|&total| total <= PARAMETERS_MAX);
+                    self.parameters = total.ok_or_else(|| ArchitectureError::TooManyParameters { layer: place.clone() })?;
+                }
+                layer
+            }
+        };
+        self.free = layer.cost(1).leaves_output_free(self.free);
         self.shape = layer.output_shape().to_vec();
         Ok(layer)
     }
 
+    fn refuse(&self, place: &str, name: &'static str, reason: &'static str) -> ArchitectureError {
+        ArchitectureError::Layer { layer: place.to_owned(), name, shape: self.shape.clone(), reason }
+    }
+
+    /// Both branches begin with the block's input, which neither may overwrite.
+    fn residual(&mut self, place: &str, main: &[LayerSpec], shortcut: &[LayerSpec]) -> Result<Box<dyn Layer>, ArchitectureError> {
+        let mut branch = |name: &str, specs: &[LayerSpec]| {
+            let inside = format!("{place}.{name}.");
+            let mut within = Builder { shape: self.shape.clone(), parameters: self.parameters, free: false, inside };
+            let layers = within.list(specs)?;
+            self.parameters = within.parameters;
+            Ok(layers)
+        };
+        let (main, shortcut) = (branch("main", main)?, branch("shortcut", shortcut)?);
+        match Residual::new(&self.shape, main, shortcut) {
+            Some(layer) => Ok(Box::new(layer)),
+            None => {
+                Err(self.refuse(place, "residual", "it needs layers, and a shortcut that ends in the shape that they end in"))
+            }
+        }
+    }
+
     fn layer(&self, index: usize, spec: &LayerSpec) -> Result<Box<dyn Layer>, (&'static str, &'static str)> {
-        let image = || <[usize; 3]>::try_from(self.shape.as_slice());
+        let image = |name| {
+            <[usize; 3]>::try_from(self.shape.as_slice()).map_err(|_| (name, "it takes rows of [channels, height, width]"))
+        };
+        fn fits<L: Layer + 'static>(
+            layer: Option<L>,
+            name: &'static str,
+            wants: &'static str,
+        ) -> Result<Box<dyn Layer>, (&'static str, &'static str)> {
+            layer.map(|layer| Box::new(layer) as Box<dyn Layer>).ok_or((name, wants))
+        }
         match *spec {
             LayerSpec::Linear { outputs } => match *self.shape.as_slice() {
                 _ if outputs == 0 => Err(("linear", "it needs at least one output")),
@@ -130,27 +193,27 @@ impl Builder {
                 _ => Err(("linear", "it takes rows of numbers; put a flatten before it")),
             },
             LayerSpec::Relu {} => Ok(Box::new(Relu::new(&self.shape, self.free))),
-            LayerSpec::Conv2d { channels, kernel, stride, padding } => {
-                let image = image().map_err(|_| ("conv2d", "it takes rows of [channels, height, width]"))?;
-                match Conv2d::new(image, channels, kernel, stride, padding) {
-                    Some(layer) => Ok(Box::new(layer)),
-                    None => Err((
-                        "conv2d",
-                        "it needs channels, a kernel no larger than the padded image, a stride, less padding than kernel, \
-                         and sizes within limits",
-                    )),
-                }
+            LayerSpec::Conv2d { channels, kernel, stride, padding, bias } => {
+                let layer = Conv2d::new(image("conv2d")?, channels, kernel, stride, padding);
+                let layer = layer.map(|layer| if bias { layer } else { layer.without_bias() });
+                let wants = "it needs channels, a kernel no larger than the padded image, a stride, less padding than kernel, and \
+                             sizes within limits";
+                fits(layer, "conv2d", wants)
             }
             LayerSpec::MaxPool2d { size } => {
-                let image = image().map_err(|_| ("max_pool2d", "it takes rows of [channels, height, width]"))?;
-                match MaxPool2d::new(image, size) {
-                    Some(layer) => Ok(Box::new(layer)),
-                    None => Err(("max_pool2d", "its size must be from 1 to 16 and no larger than the image")),
-                }
+                let layer = MaxPool2d::new(image("max_pool2d")?, size);
+                fits(layer, "max_pool2d", "its size must be from 1 to 16 and no larger than the image")
+            }
+            LayerSpec::GlobalAvgPool2d {} => {
+                fits(GlobalAvgPool2d::new(image("global_avg_pool2d")?), "global_avg_pool2d", "it needs an image")
+            }
+            LayerSpec::GroupNorm { groups } => {
+                fits(GroupNorm::new(image("group_norm")?, groups), "group_norm", "its groups must divide the channels")
             }
             LayerSpec::Flatten {} => Ok(Box::new(Flatten::new(&self.shape))),
-            LayerSpec::Standardise {} if index == 0 => Ok(Box::new(Standardise::new(&self.shape))),
+            LayerSpec::Standardise {} if index == 0 && self.inside.is_empty() => Ok(Box::new(Standardise::new(&self.shape))),
             LayerSpec::Standardise {} => Err(("standardise", "it can only be the first layer, because it passes no gradient on")),
+            LayerSpec::Residual { .. } => Err(("residual", "it is made of layers")),
         }
     }
 }
@@ -180,6 +243,72 @@ mod tests {
     }
 
     #[test]
+    fn resnets_have_their_sizes_whatever_the_image() {
+        for (width, expected) in [(64, 11_173_962), (16, 701_466)] {
+            let network = build(&format!(r#"{{"architecture":"resnet18","width":{width}}}"#), &[3, 32, 32], 10).unwrap();
+            assert_eq!(parameters(&network), expected);
+            let names: Vec<_> = network.layers.iter().map(|layer| layer.name()).collect();
+            assert_eq!(names[..5], ["conv2d", "group_norm", "relu", "residual", "relu"]);
+            assert_eq!(names.len(), 21);
+        }
+        for shape in [[1, 1, 1], [3, 7, 5], [1, 28, 28]] {
+            assert!(build(r#"{"architecture":"resnet18","width":3,"standardise":true}"#, &shape, 10).is_ok());
+        }
+    }
+
+    #[test]
+    fn inside_a_residual_block_the_input_is_never_overwritten() {
+        let text = r#"{"architecture":"layers","layers":[{"type":"linear","outputs":2},
+            {"type":"residual","layers":[{"type":"relu"},{"type":"linear","outputs":2},{"type":"relu"}],"shortcut":[{"type":"relu"}]},
+            {"type":"relu"}]}"#;
+        let network = build(text, &[3], 2).unwrap();
+        let text = format!("{:?}", network.layers[1]);
+        let in_place: Vec<bool> =
+            text.match_indices("in_place: ").map(|(at, _)| text[at..].starts_with("in_place: true")).collect();
+        assert_eq!(in_place, [false, true, false]);
+        assert_eq!(network.layers[2].cost(1).output, 0, "the sum is nobody's but the relu's");
+    }
+
+    #[test]
+    fn hostile_blocks_are_errors_that_say_where() {
+        let block = |layers: &str, shortcut: &str| {
+            format!(r#"{{"architecture":"layers","layers":[{{"type":"residual","layers":[{layers}],"shortcut":[{shortcut}]}}]}}"#)
+        };
+        let nested = |depth: usize| {
+            let (open, close) = (r#"{"type":"residual","layers":["#.repeat(depth), "]}".repeat(depth));
+            format!(r#"{{"architecture":"layers","layers":[{open}{{"type":"linear","outputs":3}}{close}]}}"#)
+        };
+        assert!(build(&nested(LAYERS_DEPTH_MAX), &[3], 3).is_ok());
+        assert_eq!(build(&nested(LAYERS_DEPTH_MAX + 1), &[3], 3).unwrap_err(), ArchitectureError::TooDeep);
+        assert_eq!(build(&nested(60), &[3], 3).unwrap_err(), ArchitectureError::TooDeep);
+        let many = [r#"{"type":"relu"}"#; LAYERS_MAX / 2].join(",");
+        assert_eq!(build(&block(&many, &many), &[3], 3).unwrap_err(), ArchitectureError::TooManyLayers);
+        for (layers, shortcut, said) in [
+            ("", "", "layer 0 (residual)"),
+            (r#"{"type":"linear","outputs":4}"#, "", "layer 0 (residual)"),
+            (r#"{"type":"linear","outputs":4}"#, r#"{"type":"linear","outputs":5}"#, "layer 0 (residual)"),
+            (r#"{"type":"relu"},{"type":"group_norm","groups":1}"#, "", "layer 0.main.1 (group_norm)"),
+            (r#"{"type":"relu"}"#, r#"{"type":"standardise"}"#, "layer 0.shortcut.0 (standardise)"),
+            (r#"{"type":"standardise"}"#, "", "layer 0.main.0 (standardise)"),
+            (r#"{"type":"linear","outputs":500000000}"#, "", "with layer 0.main.0 the network has more"),
+        ] {
+            let error = build(&block(layers, shortcut), &[3], 3).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        for text in
+            [r#"{"type":"group_norm","groups":2}"#, r#"{"type":"group_norm","groups":0}"#, r#"{"type":"linear","outputs":1}"#]
+        {
+            assert!(build(&block(text, ""), &[3, 4, 4], 3).is_err(), "{text}");
+        }
+        for width in [0, 513, usize::MAX] {
+            let text = format!(r#"{{"architecture":"resnet18","width":{width}}}"#);
+            assert_eq!(build(&text, &[3, 32, 32], 10).unwrap_err(), ArchitectureError::Width { width });
+        }
+        assert!(build(r#"{"architecture":"resnet18","width":512}"#, &[3, 32, 32], 10).is_ok());
+        assert!(build(r#"{"architecture":"resnet18"}"#, &[3072], 10).is_err());
+    }
+
+    #[test]
     fn a_relu_overwrites_only_what_nobody_needs() {
         let text = r#"{"architecture":"layers","layers":[{"type":"flatten"},{"type":"relu"},{"type":"relu"},
             {"type":"linear","outputs":4},{"type":"relu"},{"type":"flatten"},{"type":"relu"},{"type":"linear","outputs":2}]}"#;
@@ -194,6 +323,9 @@ mod tests {
         let network = build(r#"{"architecture":"mnistnet","standardise":true}"#, &[3, 1000, 1000], 10).unwrap();
         let costs: Vec<_> = network.layers.iter().map(|layer| layer.cost(usize::MAX / 2)).collect();
         assert_eq!(costs[1].flops_backward, u64::MAX);
+        let network = build(r#"{"architecture":"resnet18"}"#, &[3, 1000, 1000], 10).unwrap();
+        let costs: Vec<_> = network.layers.iter().map(|layer| layer.cost(usize::MAX / 2)).collect();
+        assert_eq!((costs[3].stash, costs[3].flops_backward), (u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -5,9 +5,12 @@
 
 mod conv2d;
 mod flatten;
+mod global_avg_pool2d;
+mod group_norm;
 mod linear;
 mod max_pool2d;
 mod relu;
+mod residual;
 mod standardise;
 
 use std::fmt::Debug;
@@ -16,9 +19,12 @@ use candle_core::{Error, Result, Tensor};
 
 pub use conv2d::Conv2d;
 pub use flatten::Flatten;
+pub use global_avg_pool2d::GlobalAvgPool2d;
+pub use group_norm::GroupNorm;
 pub use linear::Linear;
 pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
+pub use residual::Residual;
 pub use standardise::Standardise;
 
 use super::kernel::{elementwise, gemm, vector};
@@ -40,7 +46,9 @@ pub struct Cost {
     pub keeps_output: bool,
     /// The most scratch at once in forward; it is freed before forward returns.
     pub workspace_forward: u64,
-    /// The most scratch at once in backward; it is freed before backward returns.
+    /// The most scratch at once in backward, beside the stash, the output gradient and what is returned; it is freed before
+    /// backward returns. Where backward lets go of parts of its stash on the way, scratch that takes no more than those does not
+    /// count.
     pub workspace_backward: u64,
     /// The most scratch at once in an update straight from [`Gradient::Outer`], or in making that dense.
     pub workspace_update: u64,
@@ -58,20 +66,41 @@ pub struct Cost {
     pub flops_backward: u64,
 }
 
+impl Cost {
+    /// Whether nobody but the next layer needs the output's storage; `before` says so of the input's.
+    pub(crate) fn leaves_output_free(&self, before: bool) -> bool {
+        !self.keeps_output && (self.output > 0 || before)
+    }
+}
+
 /// One tensor that a layer learns (or, as a statistic, keeps).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
-    /// "weight", "bias"; "count", "mean", "m2" of statistics.
-    pub name: &'static str,
+    /// "weight", "bias"; "count", "mean", "m2" of statistics; "main.0.conv2d.weight" inside another layer.
+    pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// How many inputs one output reads, which sets the range of its initial values.
-    pub fan_in: usize,
+    /// What it begins with.
+    pub initial: Initial,
+}
+
+/// What a parameter begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initial {
+    /// Uniform in ±1/√fan_in, as PyTorch's.
+    Uniform {
+        /// How many inputs one output reads.
+        fan_in: usize,
+    },
+    /// 0.
+    Zeros,
+    /// 1.
+    Ones,
 }
 
 impl Parameter {
-    pub(crate) fn new(name: &'static str, shape: &[usize], fan_in: usize) -> Self {
-        Self { name, shape: shape.to_vec(), fan_in }
+    pub(crate) fn new(name: &str, shape: &[usize], initial: Initial) -> Self {
+        Self { name: name.to_owned(), shape: shape.to_vec(), initial }
     }
 
     /// How many numbers it has.
@@ -82,7 +111,18 @@ impl Parameter {
 
 /// What a layer keeps from its forward for its backward.
 #[derive(Clone, Debug, Default)]
-pub struct Stash(pub Vec<Tensor>);
+pub struct Stash {
+    /// Its own tensors.
+    pub tensors: Vec<Tensor>,
+    /// What the layers that it is made of keep, in their order; empty for most layers.
+    pub inner: Vec<Stash>,
+}
+
+impl From<Vec<Tensor>> for Stash {
+    fn from(tensors: Vec<Tensor>) -> Self {
+        Self { tensors, inner: Vec::new() }
+    }
+}
 
 /// The gradient of one parameter.
 #[derive(Clone, Debug)]
@@ -166,8 +206,9 @@ pub trait Layer: Debug + Send + Sync {
         self.forward(weights, inputs).map(|(outputs, _)| outputs)
     }
 
-    /// From the gradients of the outputs: those of the inputs (none unless asked for), and of each parameter. It may work in
-    /// the storage of `gradients`. `weights` are those that forward read.
+    /// From the gradients of the outputs: those of the inputs (none unless asked for), and of each parameter. `weights` are those
+    /// that forward read. A layer whose input gradient takes no fresh storage ([`Cost::input_gradient`]) may work in the storage of
+    /// `gradients`; others leave it as it is.
     fn backward(
         &self,
         weights: &[Tensor],

@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 pub use architecture::{Architecture, LayerSpec};
 pub use build::ArchitectureError;
 pub use identity::identity;
-pub use layer::{Cost, Gradient, Layer, Parameter, Stash};
+pub use layer::{Cost, Gradient, Initial, Layer, Parameter, Stash};
 pub use loss::{Evaluated, Loss, Targets};
 pub use optimiser::Optimiser;
 pub use tensor::{deep_copy, is_finite};
@@ -40,14 +40,20 @@ pub struct Network {
 }
 
 impl Network {
-    /// Weights to begin with, by layer: parameters uniform in ±1/√fan_in (as PyTorch's), statistics zero.
+    /// Weights to begin with, by layer: parameters as their [`Initial`] says, statistics zero.
     ///
-    /// Each parameter is drawn from a generator of its own, so that a network that grows keeps the weights it had.
+    /// Each parameter that is drawn has a generator of its own, so that a network that grows keeps the weights it had.
     pub fn initial_weights(&self, seed: u64) -> Result<Vec<Vec<Tensor>>> {
         let initial = |layer: usize, index: usize, parameter: &Parameter| {
-            let bound = 1.0 / (parameter.fan_in.max(1) as f32).sqrt();
-            let mut generator = random::stream(seed, ((layer as u64) << 32) | index as u64, "initial weights");
-            let values = (0..parameter.elements()).map(|_| (2.0 * random::uniform(&mut generator) - 1.0) * bound).collect();
+            let values = match parameter.initial {
+                Initial::Zeros => vec![0.0; parameter.elements()],
+                Initial::Ones => vec![1.0; parameter.elements()],
+                Initial::Uniform { fan_in } => {
+                    let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+                    let mut generator = random::stream(seed, ((layer as u64) << 32) | index as u64, "initial weights");
+                    (0..parameter.elements()).map(|_| (2.0 * random::uniform(&mut generator) - 1.0) * bound).collect()
+                }
+            };
             Tensor::from_vec::<_, f32>(values, parameter.shape.as_slice(), &Device::Cpu)
         };
         let layers = self.layers.iter().enumerate();
@@ -124,5 +130,37 @@ mod tests {
         assert_eq!(flat(1), flat(1));
         assert_ne!(flat(1), flat(2));
         assert!(flat(1).iter().all(|value| value.abs() <= 0.5));
+    }
+
+    #[test]
+    fn drawn_weights_depend_on_their_place_alone_and_norms_begin_with_ones_and_zeros() {
+        let architecture = Architecture::ResNet18 { width: 2, standardise: None };
+        let network = Network::build(&architecture, &[1, 8, 8], 3, Loss::SoftmaxCrossEntropy, false).unwrap();
+        let weights = network.initial_weights(5).unwrap();
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let drawn = |layer: u64, index: u64, fan_in: usize, count: usize| -> Vec<f32> {
+            let mut generator = random::stream(5, (layer << 32) | index, "initial weights");
+            let bound = 1.0 / (fan_in as f32).sqrt();
+            (0..count).map(|_| (2.0 * random::uniform(&mut generator) - 1.0) * bound).collect()
+        };
+        assert_eq!(values(&weights[0][0]), drawn(0, 0, 9, 18));
+        assert_eq!((values(&weights[1][0]), values(&weights[1][1])), (vec![1.0; 2], vec![0.0; 2]));
+        assert_eq!(values(&weights[20][1]), drawn(20, 1, 16, 3));
+        let names = network.parameter_names();
+        // The first block with a shortcut: main's convolutions and norms, and then the shortcut's.
+        let expected = [
+            "7.residual.main.0.conv2d.weight",
+            "7.residual.main.1.group_norm.weight",
+            "7.residual.main.1.group_norm.bias",
+            "7.residual.main.3.conv2d.weight",
+            "7.residual.main.4.group_norm.weight",
+            "7.residual.main.4.group_norm.bias",
+            "7.residual.shortcut.0.conv2d.weight",
+            "7.residual.shortcut.1.group_norm.weight",
+            "7.residual.shortcut.1.group_norm.bias",
+        ];
+        assert_eq!(names[7], expected);
+        assert_eq!(values(&weights[7][6]), drawn(7, 6, 2, 8));
+        assert_eq!(values(&weights[7][7]), [1.0; 4]);
     }
 }

@@ -70,8 +70,8 @@ impl Geometry {
 }
 
 /// `[rows, outputs, output_height, output_width]` from `x: [rows, channels, height, width]`,
-/// `weight: [outputs, channels, kernel, kernel]` and `bias: [outputs]`.
-pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: &[T], x: &[T]) -> Vec<T> {
+/// `weight: [outputs, channels, kernel, kernel]` and, if there is one, `bias: [outputs]`.
+pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: Option<&[T]>, x: &[T]) -> Vec<T> {
     let (patch, plane) = (geometry.patch(), geometry.plane());
     let rows = x.len() / geometry.image().max(1);
     let weight = Matrix::new(weight, geometry.outputs, patch);
@@ -79,8 +79,9 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: &[T],
     let mut y = Vec::with_capacity(rows * geometry.outputs * plane);
     for image in x.chunks_exact(geometry.image().max(1)) {
         let start = y.len();
-        for &bias in bias {
-            y.extend(std::iter::repeat_n(bias, plane));
+        match bias {
+            Some(bias) => bias.iter().for_each(|&bias| y.extend(std::iter::repeat_n(bias, plane))),
+            None => y.resize(start + geometry.outputs * plane, T::zero()),
         }
         for (from, to) in geometry.tiles() {
             let columns = (to - from) * geometry.output_width;
@@ -96,27 +97,36 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: &[T],
     y
 }
 
-/// What backward computes; the input gradient only where it is wanted.
+/// Which gradients backward computes beside the weight's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// The input's.
+    pub(crate) input: bool,
+    /// The bias's.
+    pub(crate) bias: bool,
+}
+
+/// What backward computes.
 pub(crate) struct Gradients<T> {
     /// `[outputs, channels, kernel, kernel]`.
     pub(crate) weight: Vec<T>,
     /// `[outputs]`.
-    pub(crate) bias: Vec<T>,
+    pub(crate) bias: Option<Vec<T>>,
     /// `[rows, channels, height, width]`.
     pub(crate) input: Option<Vec<T>>,
 }
 
 /// The gradients of [`forward`] from that of its result, `[rows, outputs, output_height, output_width]`.
-pub(crate) fn backward<T: Element>(geometry: &Geometry, weight: &[T], x: &[T], gradient: &[T], want_input: bool) -> Gradients<T> {
+pub(crate) fn backward<T: Element>(geometry: &Geometry, weight: &[T], x: &[T], gradient: &[T], wanted: Wanted) -> Gradients<T> {
     let (patch, plane) = (geometry.patch(), geometry.plane());
     let mut by_position = vec![T::zero(); geometry.outputs * patch];
-    let mut bias = vec![T::zero(); geometry.outputs];
-    let mut input = want_input.then(|| vec![T::zero(); x.len()]);
+    let mut bias = wanted.bias.then(|| vec![T::zero(); geometry.outputs]);
+    let mut input = wanted.input.then(|| vec![T::zero(); x.len()]);
     let mut patches = vec![T::zero(); patch * geometry.tile_rows() * geometry.output_width];
     let mut padded = vec![T::zero(); geometry.padded_image()];
     let images = x.chunks_exact(geometry.image().max(1));
     for (index, (image, gradient)) in images.zip(gradient.chunks_exact(geometry.outputs * plane)).enumerate() {
-        for (sum, plane) in bias.iter_mut().zip(gradient.chunks_exact(plane)) {
+        for (sum, plane) in bias.iter_mut().flatten().zip(gradient.chunks_exact(plane)) {
             *sum += elementwise::sum(plane);
         }
         dispatch(

@@ -35,6 +35,26 @@ pub(crate) fn relu_backward<T: Element>(gradient: &mut [T], output: &[T]) {
     );
 }
 
+/// `target := target + source`.
+pub(crate) fn add<T: Element>(target: &mut [T], source: &[T]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (value, &summand) in target.iter_mut().zip(source) {
+                *value += summand;
+            }
+        },
+    );
+}
+
+/// `a + b` into fresh storage.
+pub(crate) fn sum_of<T: Element>(a: &[T], b: &[T]) -> Vec<T> {
+    dispatch(
+        #[inline(always)]
+        || a.iter().zip(b).map(|(&a, &b)| a + b).collect(),
+    )
+}
+
 /// The sum of the rows of a `rows × columns` matrix, first to last.
 pub(crate) fn sum_rows<T: Element>(matrix: &[T], columns: usize) -> Vec<T> {
     let mut sums = vec![T::zero(); columns];

@@ -7,6 +7,7 @@
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod group_norm;
 pub(crate) mod pool;
 pub(crate) mod softmax;
 pub(crate) mod vector;

@@ -1,6 +1,6 @@
-//! Max pooling over windows that do not overlap.
+//! Pooling: the largest of windows that do not overlap, and the mean of a whole plane.
 
-use super::dispatch;
+use super::{dispatch, elementwise};
 use crate::network::element::Element;
 
 /// The largest window: the index of an element within it must fit a byte.
@@ -139,9 +139,36 @@ fn spread_plane<T: Element>(geometry: Geometry, x: &mut [T], gradient: &[T], pla
     }
 }
 
+/// The mean of each plane.
+pub(crate) fn means<T: Element>(x: &[T], plane: usize) -> Vec<T> {
+    let share = share::<T>(plane);
+    x.chunks_exact(plane.max(1)).map(|plane| elementwise::sum(plane) * share).collect()
+}
+
+/// The gradient of [`means`]: each element of a plane gets the same share.
+pub(crate) fn means_backward<T: Element>(gradient: &[T], plane: usize) -> Vec<T> {
+    let share = share::<T>(plane);
+    let mut x = Vec::with_capacity(gradient.len() * plane);
+    for &gradient in gradient {
+        x.extend(std::iter::repeat_n(gradient * share, plane));
+    }
+    x
+}
+
+/// One over the elements of a plane.
+fn share<T: Element>(plane: usize) -> T {
+    T::from_f64(1.0 / plane.max(1) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn means_of_planes_and_their_gradient() {
+        assert_eq!(means(&[1f64, 2., 3., 4., 5., 6., 7., 8.], 4), [2.5, 6.5]);
+        assert_eq!(means_backward(&[4f32, 8.], 4), [1., 1., 1., 1., 2., 2., 2., 2.]);
+    }
 
     #[test]
     fn the_largest_of_each_window_and_where_it_was() {

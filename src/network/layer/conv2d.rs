@@ -2,20 +2,21 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Cost, Gradient, Layer, Parameter, Stash, bytes, exactly, only, rows, times, with_rows};
+use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, only, rows, times, with_rows};
 use crate::limits::PARAMETERS_MAX;
 use crate::network::element::Element;
-use crate::network::kernel::convolution::{self, Geometry};
+use crate::network::kernel::convolution::{self, Geometry, Wanted};
 use crate::network::kernel::gemm;
 use crate::network::tensor::{by_type, read, tensor};
 
 /// `[rows, channels, height, width]` to `[rows, outputs, output height, output width]`, with
-/// `weight: [outputs, channels, kernel, kernel]` and `bias: [outputs]`.
+/// `weight: [outputs, channels, kernel, kernel]` and, unless it has none, `bias: [outputs]`.
 #[derive(Clone, Debug)]
 pub struct Conv2d {
     geometry: Geometry,
     input_shape: [usize; 3],
     output_shape: [usize; 3],
+    bias: bool,
 }
 
 impl Conv2d {
@@ -36,7 +37,23 @@ impl Conv2d {
             return None;
         }
         let geometry = Geometry { channels, height, width, outputs, kernel, stride, padding, output_height, output_width };
-        Some(Self { geometry, input_shape, output_shape })
+        Some(Self { geometry, input_shape, output_shape, bias: true })
+    }
+
+    /// The same without a bias, as before a norm, which would take it away again.
+    #[must_use]
+    pub fn without_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
+
+    /// The weight and, where there is one, the bias, in the one case and in the other.
+    fn split<'a>(&self, weights: &'a [Tensor]) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
+        if self.bias {
+            let [weight, bias] = exactly(weights, "conv2d")?;
+            return Ok((weight, Some(bias)));
+        }
+        let [weight] = exactly(weights, "conv2d without bias")?;
+        Ok((weight, None))
     }
 
     fn weight_shape(&self) -> [usize; 4] {
@@ -45,9 +62,10 @@ impl Conv2d {
     }
 
     fn apply<T: Element>(&self, weights: &[Tensor], input: &Tensor) -> Result<Tensor> {
-        let [weight, bias] = exactly(weights, "conv2d")?;
+        let (weight, bias) = self.split(weights)?;
         let rows = rows(input, &self.input_shape)?;
-        let y = convolution::forward::<T>(&self.geometry, &read(weight)?, &read(bias)?, &read(input)?);
+        let bias = bias.map(read::<T>).transpose()?;
+        let y = convolution::forward::<T>(&self.geometry, &read(weight)?, bias.as_deref(), &read(input)?);
         tensor(y, &with_rows(rows, &self.output_shape))
     }
 }
@@ -58,8 +76,12 @@ impl Layer for Conv2d {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let fan_in = self.geometry.patch();
-        vec![Parameter::new("weight", &self.weight_shape(), fan_in), Parameter::new("bias", &[self.geometry.outputs], fan_in)]
+        let initial = Initial::Uniform { fan_in: self.geometry.patch() };
+        let mut parameters = vec![Parameter::new("weight", &self.weight_shape(), initial)];
+        if self.bias {
+            parameters.push(Parameter::new("bias", &[self.geometry.outputs], initial));
+        }
+        parameters
     }
 
     fn output_shape(&self) -> &[usize] {
@@ -69,7 +91,7 @@ impl Layer for Conv2d {
     fn cost(&self, rows: usize) -> Cost {
         let Geometry { outputs, output_width, .. } = self.geometry;
         let (patch, columns) = (self.geometry.patch(), self.geometry.tile_rows() * output_width);
-        let weights = bytes(&self.weight_shape()).saturating_add(bytes(&[outputs]));
+        let weights = bytes(&self.weight_shape()).saturating_add(if self.bias { bytes(&[outputs]) } else { 0 });
         let patches = bytes(&[patch, columns]);
         // Backward's products: the weight gradient over the tile's positions, and the patches' gradient over the outputs.
         let of_weights = gemm::packing_bytes(outputs, patch, columns, false, false);
@@ -80,10 +102,11 @@ impl Layer for Conv2d {
             output: bytes(&with_rows(rows, &self.output_shape)),
             keeps_input: true,
             workspace_forward: patches.saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
+            // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
             workspace_backward: patches
                 .saturating_add(bytes(&[self.geometry.padded_image()]))
                 .saturating_add(packing)
-                .saturating_add(bytes(&self.weight_shape())),
+                .max(bytes(&self.weight_shape())),
             input_gradient: bytes(&with_rows(rows, &self.input_shape)),
             weight_gradient: weights,
             weight_gradient_dense: weights,
@@ -96,7 +119,7 @@ impl Layer for Conv2d {
     fn forward(&self, weights: &[Tensor], inputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Stash)> {
         let input = only(inputs)?;
         let output = by_type!(input, T => self.apply::<T>(weights, &input))?;
-        Ok((vec![output], Stash(vec![input])))
+        Ok((vec![output], vec![input].into()))
     }
 
     fn backward(
@@ -106,18 +129,22 @@ impl Layer for Conv2d {
         gradients: Vec<Tensor>,
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
-        let [weight, _] = exactly(weights, "conv2d")?;
-        let (input, gradient) = (only(stash.0)?, only(gradients)?);
+        let (weight, bias) = self.split(weights)?;
+        let (input, gradient) = (only(stash.tensors)?, only(gradients)?);
         let rows = rows(&gradient, &self.output_shape)?;
         by_type!(gradient, T => {
             let (x, g) = (read::<T>(&input)?, read::<T>(&gradient)?);
-            let result = convolution::backward(&self.geometry, &read::<T>(weight)?, &x, &g, want_input_gradients);
+            let wanted = Wanted { input: want_input_gradients, bias: bias.is_some() };
+            let result = convolution::backward(&self.geometry, &read::<T>(weight)?, &x, &g, wanted);
             let mut input_gradients = Vec::new();
             if let Some(input) = result.input {
                 input_gradients.push(tensor(input, &with_rows(rows, &self.input_shape))?);
             }
-            let weight = Gradient::Dense(tensor(result.weight, &self.weight_shape())?);
-            Ok((input_gradients, vec![weight, Gradient::Dense(tensor(result.bias, &[self.geometry.outputs])?)]))
+            let mut gradients = vec![Gradient::Dense(tensor(result.weight, &self.weight_shape())?)];
+            if let Some(bias) = result.bias {
+                gradients.push(Gradient::Dense(tensor(bias, &[self.geometry.outputs])?));
+            }
+            Ok((input_gradients, gradients))
         })
     }
 }

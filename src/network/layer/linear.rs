@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Cost, Gradient, Layer, Parameter, Stash, bytes, exactly, only, rows, times};
+use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, only, rows, times};
 use crate::network::element::Element;
 use crate::network::kernel::{elementwise, gemm, vector};
 use crate::network::tensor::{by_type, read, tensor};
@@ -65,9 +65,10 @@ impl Layer for Linear {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
+        let initial = Initial::Uniform { fan_in: self.inputs };
         vec![
-            Parameter::new("weight", &[self.outputs(), self.inputs], self.inputs),
-            Parameter::new("bias", &[self.outputs()], self.inputs),
+            Parameter::new("weight", &[self.outputs(), self.inputs], initial),
+            Parameter::new("bias", &[self.outputs()], initial),
         ]
     }
 
@@ -99,7 +100,7 @@ impl Layer for Linear {
     fn forward(&self, weights: &[Tensor], inputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Stash)> {
         let input = only(inputs)?;
         let output = by_type!(input, T => self.apply::<T>(weights, &input))?;
-        Ok((vec![output], Stash(vec![input])))
+        Ok((vec![output], vec![input].into()))
     }
 
     fn backward(
@@ -110,7 +111,7 @@ impl Layer for Linear {
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
         let [weight, _] = exactly(weights, "linear")?;
-        let (input, output_gradient) = (only(stash.0)?, only(gradients)?);
+        let (input, output_gradient) = (only(stash.tensors)?, only(gradients)?);
         by_type!(output_gradient, T => {
             let sums = elementwise::sum_rows(&read::<T>(&output_gradient)?, self.outputs());
             let bias = tensor(sums, &self.output_shape)?;

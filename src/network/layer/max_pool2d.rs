@@ -55,7 +55,7 @@ impl Layer for MaxPool2d {
         by_type!(input, T => {
             let (y, places) = pool::forward::<T>(&self.geometry, &read(&input)?, true);
             let places = Tensor::from_vec(places, shape.as_slice(), &Device::Cpu)?;
-            Ok((vec![tensor(y, &shape)?], Stash(vec![places])))
+            Ok((vec![tensor(y, &shape)?], vec![places].into()))
         })
     }
 
@@ -75,7 +75,7 @@ impl Layer for MaxPool2d {
         if !want_input_gradients {
             return Ok((Vec::new(), Vec::new()));
         }
-        let (places, gradient) = (only(stash.0)?, only(gradients)?);
+        let (places, gradient) = (only(stash.tensors)?, only(gradients)?);
         let rows = rows(&gradient, &self.output_shape)?;
         let (storage, _) = places.storage_and_layout();
         let candle_core::Storage::Cpu(candle_core::CpuStorage::U8(places)) = &*storage else {

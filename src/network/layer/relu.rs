@@ -52,7 +52,7 @@ impl Layer for Relu {
                 tensor(elementwise::relu_copy(&read::<T>(&input)?), input.dims())
             }
         })?;
-        Ok((vec![output.clone()], Stash(vec![output])))
+        Ok((vec![output.clone()], vec![output].into()))
     }
 
     fn backward(
@@ -65,7 +65,7 @@ impl Layer for Relu {
         if !want_input_gradients {
             return Ok((Vec::new(), Vec::new()));
         }
-        let (output, gradient) = (only(stash.0)?, only(gradients)?);
+        let (output, gradient) = (only(stash.tensors)?, only(gradients)?);
         super::rows(&gradient, &self.shape)?;
         gradient.inplace_op2(&output, &Backward)?;
         Ok((vec![gradient], Vec::new()))

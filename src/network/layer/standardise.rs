@@ -4,7 +4,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Cost, Gradient, Layer, Parameter, Stash, bytes, exactly, rows, with_rows};
+use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, rows, with_rows};
 use crate::network::element::Element;
 use crate::network::kernel::dispatch;
 use crate::network::tensor::{by_type, read, tensor};
@@ -56,7 +56,8 @@ impl Layer for Standardise {
     }
 
     fn statistics(&self) -> Vec<Parameter> {
-        vec![Parameter::new("count", &[1], 1), Parameter::new("mean", &self.shape, 1), Parameter::new("m2", &self.shape, 1)]
+        let statistic = |name, shape: &[usize]| Parameter::new(name, shape, Initial::Zeros);
+        vec![statistic("count", &[1]), statistic("mean", &self.shape), statistic("m2", &self.shape)]
     }
 
     fn output_shape(&self) -> &[usize] {
