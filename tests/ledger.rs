@@ -105,6 +105,7 @@ fn plan_ledger_and_allocator_agree() {
     let mlp = || Architecture::Mlp { hidden: vec![256, 256], standardise: Some(false) };
     let standardised = || Architecture::Mlp { hidden: vec![64], standardise: Some(true) };
     let conv = || Architecture::ConvNet { standardise: Some(false) };
+    let resnet = || Architecture::ResNet18 { width: 16, standardise: Some(false) };
     let mnist = || Architecture::MnistNet { standardise: Some(false) };
     let case = |name, architecture, input: &[usize], optimiser, step_rows, constrained| Case {
         name,
@@ -124,6 +125,8 @@ fn plan_ledger_and_allocator_agree() {
         check(case("standardised MLP, batch 32", standardised(), &[100], sgd, 32, constrained), &pool);
         check(case("ConvNet, batch 16", conv(), &[3, 32, 32], sgd, 16, constrained), &pool);
         check(case("ConvNet, AdamW, batch 64", conv(), &[3, 32, 32], adamw, 64, constrained), &pool);
+        check(case("ResNet-18 of width 16, batch 16", resnet(), &[3, 32, 32], sgd, 16, constrained), &pool);
+        check(case("ResNet-18 of width 16, momentum, batch 16", resnet(), &[3, 32, 32], momentum, 16, constrained), &pool);
         check(case("MNISTNet, momentum, batch 16", mnist(), &[1, 28, 28], momentum, 16, constrained), &pool);
     }
 }
