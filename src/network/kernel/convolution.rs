@@ -56,11 +56,16 @@ impl Geometry {
 
     /// Elements of one image with its padding.
     pub(crate) fn padded_image(&self) -> usize {
-        self.channels * (self.height + 2 * self.padding) * self.padded_width()
+        self.channels * self.padded_plane()
     }
 
     fn padded_width(&self) -> usize {
         self.width + 2 * self.padding
+    }
+
+    /// Elements of one channel with its padding.
+    fn padded_plane(&self) -> usize {
+        (self.height + 2 * self.padding) * self.padded_width()
     }
 
     fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
@@ -76,6 +81,7 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: Optio
     let rows = x.len() / geometry.image().max(1);
     let weight = Matrix::new(weight, geometry.outputs, patch);
     let mut patches = vec![T::zero(); patch * geometry.tile_rows() * geometry.output_width];
+    let mut padded = vec![T::zero(); geometry.padded_image()];
     let mut y = Vec::with_capacity(rows * geometry.outputs * plane);
     for image in x.chunks_exact(geometry.image().max(1)) {
         let start = y.len();
@@ -83,12 +89,19 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: Optio
             Some(bias) => bias.iter().for_each(|&bias| y.extend(std::iter::repeat_n(bias, plane))),
             None => y.resize(start + geometry.outputs * plane, T::zero()),
         }
+        pad(geometry, image, &mut padded);
         for (from, to) in geometry.tiles() {
             let columns = (to - from) * geometry.output_width;
             let patches = &mut patches[..patch * columns];
             dispatch(
                 #[inline(always)]
-                || gather(geometry, image, from, to, patches),
+                || {
+                    by_width(
+                        geometry,
+                        #[inline(always)]
+                        |geometry| gather(geometry, &padded, from, to, patches),
+                    );
+                },
             );
             let target = &mut y[start + from * geometry.output_width..];
             gemm::accumulate(target, plane, T::one(), T::one(), weight, Matrix::new(patches, patch, columns));
@@ -121,11 +134,12 @@ pub(crate) fn backward<T: Element>(geometry: &Geometry, weight: &[T], x: &[T], g
     let (patch, plane) = (geometry.patch(), geometry.plane());
     let mut by_position = vec![T::zero(); geometry.outputs * patch];
     let mut bias = wanted.bias.then(|| vec![T::zero(); geometry.outputs]);
-    let mut input = wanted.input.then(|| vec![T::zero(); x.len()]);
+    let mut input = wanted.input.then(|| Vec::with_capacity(x.len()));
+    let mut sums = vec![T::zero(); if wanted.input { geometry.padded_image() } else { 0 }];
     let mut patches = vec![T::zero(); patch * geometry.tile_rows() * geometry.output_width];
     let mut padded = vec![T::zero(); geometry.padded_image()];
     let images = x.chunks_exact(geometry.image().max(1));
-    for (index, (image, gradient)) in images.zip(gradient.chunks_exact(geometry.outputs * plane)).enumerate() {
+    for (image, gradient) in images.zip(gradient.chunks_exact(geometry.outputs * plane)) {
         for (sum, plane) in bias.iter_mut().flatten().zip(gradient.chunks_exact(plane)) {
             *sum += elementwise::sum(plane);
         }
@@ -139,52 +153,77 @@ pub(crate) fn backward<T: Element>(geometry: &Geometry, weight: &[T], x: &[T], g
             let gradient = Matrix::strided(&gradient[from * geometry.output_width..], geometry.outputs, columns, plane);
             gather_channels_last(geometry, &padded, from, to, patches);
             gemm::accumulate(&mut by_position, patch, T::one(), T::one(), gradient, Matrix::new(patches, columns, patch));
-            if let Some(input) = &mut input {
+            if wanted.input {
                 let weight = Matrix::new(weight, geometry.outputs, patch).transposed();
                 gemm::accumulate(patches, columns, T::zero(), T::one(), weight, gradient);
-                let image = &mut input[index * geometry.image()..][..geometry.image()];
                 dispatch(
                     #[inline(always)]
-                    || scatter(geometry, patches, from, to, image),
+                    || {
+                        by_width(
+                            geometry,
+                            #[inline(always)]
+                            |geometry| scatter(geometry, patches, from, to, &mut sums),
+                        );
+                    },
                 );
             }
         }
+        if let Some(input) = &mut input {
+            take_inside(geometry, &mut sums, input);
+        }
     }
-    drop((patches, padded));
+    drop((patches, padded, sums));
     Gradients { weight: channels_first(geometry, &by_position), bias, input }
 }
 
-/// The output columns `x` whose patch element at `offset` (0..kernel) lies inside the image, and where the first of them lies.
+/// Runs `kernel` with the widths of usual images as constants, for which the compiler makes of each short line a vector or two.
 #[inline(always)]
-fn inside(geometry: &Geometry, offset: usize) -> (usize, usize, usize) {
-    let Geometry { stride, padding, width, output_width, .. } = *geometry;
-    let first = padding.saturating_sub(offset).div_ceil(stride).min(output_width);
-    let last = (width + padding).saturating_sub(offset).div_ceil(stride).min(output_width);
-    (first, last.max(first), (first * stride + offset).saturating_sub(padding))
+fn by_width(geometry: &Geometry, kernel: impl FnOnce(Geometry)) {
+    match (geometry.stride, geometry.output_width) {
+        (1, 32) => kernel(Geometry { stride: 1, output_width: 32, ..*geometry }),
+        (1, 16) => kernel(Geometry { stride: 1, output_width: 16, ..*geometry }),
+        (1, 8) => kernel(Geometry { stride: 1, output_width: 8, ..*geometry }),
+        (1, 4) => kernel(Geometry { stride: 1, output_width: 4, ..*geometry }),
+        _ => kernel(*geometry),
+    }
 }
 
-/// Patches as columns: `[channels · kernel · kernel, output positions]`, of output rows `from..to`.
+/// The image with its padding, which `padded` has already.
+fn pad<T: Element>(geometry: &Geometry, image: &[T], padded: &mut [T]) {
+    let Geometry { height, width, padding, .. } = *geometry;
+    for (channel, target) in image.chunks_exact(height * width).zip(padded.chunks_exact_mut(geometry.padded_plane())) {
+        let lines = target.chunks_exact_mut(geometry.padded_width()).skip(padding);
+        for (line, target) in channel.chunks_exact(width).zip(lines) {
+            target[padding..padding + width].copy_from_slice(line);
+        }
+    }
+}
+
+/// Moves what lies inside the padding behind `images`, and leaves zeros.
+fn take_inside<T: Element>(geometry: &Geometry, padded: &mut [T], images: &mut Vec<T>) {
+    let Geometry { height, width, padding, .. } = *geometry;
+    for channel in padded.chunks_exact(geometry.padded_plane()) {
+        for line in channel.chunks_exact(geometry.padded_width()).skip(padding).take(height) {
+            images.extend_from_slice(&line[padding..padding + width]);
+        }
+    }
+    padded.fill(T::zero());
+}
+
+/// Patches as columns: `[channels · kernel · kernel, output positions]`, of output rows `from..to`, from [`pad`]'s image.
 #[inline(always)]
-fn gather<T: Element>(geometry: &Geometry, image: &[T], from: usize, to: usize, patches: &mut [T]) {
-    let Geometry { height, width, kernel, stride, padding, output_width, .. } = *geometry;
+fn gather<T: Element>(geometry: Geometry, padded: &[T], from: usize, to: usize, patches: &mut [T]) {
+    let Geometry { kernel, stride, output_width, .. } = geometry;
     let mut lines = patches.chunks_exact_mut(output_width);
-    for channel in image.chunks_exact(height * width) {
+    for channel in padded.chunks_exact(geometry.padded_plane()) {
         for offset_y in 0..kernel {
             for offset_x in 0..kernel {
-                let (first, last, start) = inside(geometry, offset_x);
                 for (y, line) in (from..to).zip(&mut lines) {
-                    let source = (y * stride + offset_y).checked_sub(padding).filter(|&source| source < height);
-                    let Some(source) = source.filter(|_| first < last) else {
-                        line.fill(T::zero());
-                        continue;
-                    };
-                    let source = &channel[source * width + start..(source + 1) * width];
-                    line[..first].fill(T::zero());
-                    line[last..].fill(T::zero());
+                    let source = &channel[(y * stride + offset_y) * geometry.padded_width() + offset_x..];
                     if stride == 1 {
-                        line[first..last].copy_from_slice(&source[..last - first]);
+                        line.copy_from_slice(&source[..output_width]);
                     } else {
-                        for (value, &source) in line[first..last].iter_mut().zip(source.iter().step_by(stride)) {
+                        for (value, &source) in line.iter_mut().zip(source.iter().step_by(stride)) {
                             *value = source;
                         }
                     }
@@ -194,31 +233,39 @@ fn gather<T: Element>(geometry: &Geometry, image: &[T], from: usize, to: usize, 
     }
 }
 
-/// Adds patches as columns to the image that they came from: the transpose of [`gather`].
+/// Adds patches as columns to the padded image that they came from: the transpose of [`gather`].
 #[inline(always)]
-fn scatter<T: Element>(geometry: &Geometry, patches: &[T], from: usize, to: usize, image: &mut [T]) {
-    let Geometry { height, width, kernel, stride, padding, output_width, .. } = *geometry;
+fn scatter<T: Element>(geometry: Geometry, patches: &[T], from: usize, to: usize, padded: &mut [T]) {
+    let Geometry { kernel, stride, output_width, .. } = geometry;
     let mut lines = patches.chunks_exact(output_width);
-    for channel in image.chunks_exact_mut(height * width) {
+    for channel in padded.chunks_exact_mut(geometry.padded_plane()) {
         for offset_y in 0..kernel {
             for offset_x in 0..kernel {
-                let (first, last, start) = inside(geometry, offset_x);
                 for (y, line) in (from..to).zip(&mut lines) {
-                    let target = (y * stride + offset_y).checked_sub(padding).filter(|&target| target < height);
-                    let Some(target) = target.filter(|_| first < last) else { continue };
-                    let target = &mut channel[target * width + start..(target + 1) * width];
-                    if stride == 1 {
-                        for (value, &summand) in target.iter_mut().zip(&line[first..last]) {
-                            *value += summand;
-                        }
-                    } else {
-                        for (value, &summand) in target.iter_mut().step_by(stride).zip(&line[first..last]) {
-                            *value += summand;
-                        }
+                    let target = &mut channel[(y * stride + offset_y) * geometry.padded_width() + offset_x..];
+                    match (stride, output_width) {
+                        (1, 32) => add::<T, 32>(target, line),
+                        (1, 16) => add::<T, 16>(target, line),
+                        (1, 8) => add::<T, 8>(target, line),
+                        (1, 4) => add::<T, 4>(target, line),
+                        (1, _) => target.iter_mut().zip(line).for_each(|(value, &summand)| *value += summand),
+                        _ => target.iter_mut().step_by(stride).zip(line).for_each(|(value, &summand)| *value += summand),
                     }
                 }
             }
         }
+    }
+}
+
+/// Adds the first elements of one slice to those of another, with no store before the last load, so that vectors can do it.
+#[inline(always)]
+fn add<T: Element, const WIDTH: usize>(target: &mut [T], summand: &[T]) {
+    if let (Some(target), Some(summand)) = (target.first_chunk_mut::<WIDTH>(), summand.first_chunk::<WIDTH>()) {
+        let mut sum = *target;
+        for (sum, &summand) in sum.iter_mut().zip(summand) {
+            *sum += summand;
+        }
+        *target = sum;
     }
 }
 
@@ -228,9 +275,10 @@ fn pad_channels_last<T: Element>(geometry: &Geometry, image: &[T], padded: &mut 
     let Geometry { channels, height, width, padding, .. } = *geometry;
     for y in 0..height {
         let start = ((y + padding) * geometry.padded_width() + padding) * channels;
-        for (x, pixel) in padded[start..start + width * channels].chunks_exact_mut(channels).enumerate() {
-            for (channel, value) in pixel.iter_mut().enumerate() {
-                *value = image[(channel * height + y) * width + x];
+        let pixels = &mut padded[start..start + width * channels];
+        for (number, channel) in image.chunks_exact(height * width).enumerate() {
+            for (pixel, &value) in pixels.chunks_exact_mut(channels).zip(&channel[y * width..][..width]) {
+                pixel[number] = value;
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Group normalisation: each group of a row's channels to mean 0 and variance 1, and then a scale and a shift for each channel.
 //!
 //! Statistics come from two passes (the mean first, then deviations from it, with what the first mean lacked corrected), in lanes
-//! whose sums are folded in f64, so that a large mean costs no digits of the deviation.
+//! whose sums end in f64, so that a large mean costs no digits of the deviation.
 
 use super::dispatch;
 use crate::network::element::Element;
@@ -145,7 +145,7 @@ fn gradient_sums<T: Element>(x: &[T], gradient: &[T], mean: T) -> [f64; 2] {
     lanes(x, gradient, |x, gradient| [gradient, gradient * (x - mean)])
 }
 
-/// Sums of `terms` over pairs of elements, in [`LANES`] lanes that are folded in f64.
+/// Sums of `terms` over pairs of elements, in [`LANES`] lanes that are folded in halves and at last in f64.
 #[inline(always)]
 fn lanes<T: Element, const N: usize>(a: &[T], b: &[T], terms: impl Fn(T, T) -> [T; N]) -> [f64; N] {
     let mut sums = [[T::zero(); LANES]; N];
@@ -163,7 +163,18 @@ fn lanes<T: Element, const N: usize>(a: &[T], b: &[T], terms: impl Fn(T, T) -> [
             sums[lane] += term;
         }
     }
-    sums.map(|lanes| lanes.iter().fold(0.0, |sum, lane| sum + lane.to_f64()))
+    let mut folded = [0.0; N];
+    for (folded, lanes) in folded.iter_mut().zip(&mut sums) {
+        for half in [16, 8, 4] {
+            for lane in 0..half {
+                lanes[lane] += lanes[lane + half];
+            }
+        }
+        for lane in &lanes[..4] {
+            *folded += lane.to_f64();
+        }
+    }
+    folded
 }
 
 #[cfg(test)]

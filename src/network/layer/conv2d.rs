@@ -93,6 +93,7 @@ impl Layer for Conv2d {
         let (patch, columns) = (self.geometry.patch(), self.geometry.tile_rows() * output_width);
         let weights = bytes(&self.weight_shape()).saturating_add(if self.bias { bytes(&[outputs]) } else { 0 });
         let patches = bytes(&[patch, columns]);
+        let padded = bytes(&[self.geometry.padded_image()]);
         // Backward's products: the weight gradient over the tile's positions, and the patches' gradient over the outputs.
         let of_weights = gemm::packing_bytes(outputs, patch, columns, false, false);
         let packing = of_weights.max(gemm::packing_bytes(patch, columns, outputs, true, false));
@@ -101,10 +102,12 @@ impl Layer for Conv2d {
             weights,
             output: bytes(&with_rows(rows, &self.output_shape)),
             keeps_input: true,
-            workspace_forward: patches.saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
+            workspace_forward: patches
+                .saturating_add(padded)
+                .saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
             // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
             workspace_backward: patches
-                .saturating_add(bytes(&[self.geometry.padded_image()]))
+                .saturating_add(padded.saturating_mul(2))
                 .saturating_add(packing)
                 .max(bytes(&self.weight_shape())),
             input_gradient: bytes(&with_rows(rows, &self.input_shape)),

@@ -65,12 +65,14 @@ impl Layer for Residual {
 
     fn parameters(&self) -> Vec<Parameter> {
         let named = |branch: &'static str, layers: &[Box<dyn Layer>]| -> Vec<Parameter> {
-            let of_layer = |(number, layer): (usize, &Box<dyn Layer>)| {
-                let within = format!("{branch}.{number}.{}", layer.name());
-                let rename = move |parameter: Parameter| Parameter { name: format!("{within}.{}", parameter.name), ..parameter };
-                layer.parameters().into_iter().map(rename)
-            };
-            layers.iter().enumerate().flat_map(of_layer).collect()
+            let mut parameters = Vec::new();
+            for (number, layer) in layers.iter().enumerate() {
+                parameters.extend(layer.parameters().into_iter().map(|parameter| {
+                    let name = format!("{branch}.{number}.{}.{}", layer.name(), parameter.name);
+                    Parameter { name, ..parameter }
+                }));
+            }
+            parameters
         };
         [named("main", self.main.layers()), named("shortcut", self.shortcut.layers())].concat()
     }
