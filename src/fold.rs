@@ -18,7 +18,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Part};
 use crate::rows::Rows;
 
 /// The number of an accepted row (or later label) of a stream, counted from 1; 0 is "before the first".
@@ -106,6 +106,8 @@ impl Score {
 pub enum Verdict {
     /// Every stage learned it.
     Learned,
+    /// Some stages learned it; the others omitted it, or refused its gradient.
+    LearnedInPart,
     /// It keeps its ordinal and updated nothing; the text says why.
     Quarantined(String),
 }
@@ -216,13 +218,27 @@ pub trait Fold: Send {
     /// replay.
     fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
 
+    /// The plan that a person wrote by hand, completed, without following it; it must fit the budget. The fold is drained.
+    fn complete_plan(&self, _wish: &serde_json::Value, _budget_bytes: u64) -> Result<serde_json::Value, PlanError> {
+        Err(PlanError::Refused("models of this kind have no plan to be written by hand".into()))
+    }
+
+    /// What a person who writes a plan has to know of what is learned, such as its layers.
+    fn outline(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
     /// Whether a change may be decided; the reason where it may not.
     fn check(&self, change: &Change) -> Result<(), String>;
 
     /// Carries out a change at the present version; the fold is drained.
     fn execute(&mut self, change: &Change) -> Result<(), FoldError>;
 
-    /// A snapshot of the newest state, all of it after the same step, or none while the plan has no bytes for another one.
+    /// Begins a snapshot of the state after the last step that was given, all of it after that step and no other; `false` while
+    /// the plan has no bytes for another one. It may have to drain, and so end steps.
+    fn begin_snapshot(&mut self, outcomes: &mut Vec<Outcome>) -> Result<bool, FoldError>;
+
+    /// The snapshot that was begun, once the steps before it have ended.
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError>;
 
     /// The whole state; the fold is drained.
@@ -245,6 +261,11 @@ pub trait Fold: Send {
     /// What the present plan will hold at most, in bytes.
     fn planned_bytes(&self) -> u64;
 
+    /// What it will hold at most for one part, in bytes; what is in no part is the rest.
+    fn planned_part_bytes(&self, _part: Part) -> u64 {
+        0
+    }
+
     /// The smallest budget, in bytes, that [`Fold::propose_plan`] accepts.
     fn minimum_bytes(&self) -> u64;
 
@@ -260,6 +281,22 @@ pub struct BelowMinimum {
     pub budget_bytes: u64,
     /// What the smallest plan needs.
     pub minimum_bytes: u64,
+}
+
+/// Why a plan that a person wrote is not followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// It is not a plan of this model, for the reason given.
+    #[error("{0}")]
+    Refused(String),
+    /// It needs more than the budget.
+    #[error("this plan holds up to {planned_bytes} bytes, the budget is {budget_bytes} bytes")]
+    OverBudget {
+        /// What it needs.
+        planned_bytes: u64,
+        /// What there is.
+        budget_bytes: u64,
+    },
 }
 
 /// A fold that cannot go on, or was given what it cannot take.

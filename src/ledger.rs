@@ -62,8 +62,16 @@ impl Part {
 #[derive(Debug, Default)]
 struct Accounts {
     parts: [AtomicU64; Part::ALL.len()],
+    parts_high_water: [AtomicU64; Part::ALL.len()],
     total: AtomicU64,
     high_water: AtomicU64,
+}
+
+impl Accounts {
+    fn grow(&self, part: Part, bytes: u64) {
+        let used = self.parts[part as usize].fetch_add(bytes, Relaxed) + bytes;
+        self.parts_high_water[part as usize].fetch_max(used, Relaxed);
+    }
 }
 
 /// One model's ledger; clones share the same accounts.
@@ -73,7 +81,7 @@ pub struct Ledger(Arc<Accounts>);
 impl Ledger {
     /// Counts `bytes` for `part` until the guard is dropped.
     pub fn take(&self, part: Part, bytes: u64) -> Guard {
-        self.0.parts[part as usize].fetch_add(bytes, Relaxed);
+        self.0.grow(part, bytes);
         let total = self.0.total.fetch_add(bytes, Relaxed) + bytes;
         self.0.high_water.fetch_max(total, Relaxed);
         Guard { ledger: self.clone(), part: AtomicU8::new(part as u8), bytes }
@@ -94,9 +102,17 @@ impl Ledger {
         self.0.high_water.load(Relaxed)
     }
 
-    /// Starts a new measurement of the high-water mark from the present level, as after a change of the budget.
+    /// The most bytes held for `part` at once since then; the parts need not have been at their most at one moment.
+    pub fn part_high_water(&self, part: Part) -> u64 {
+        self.0.parts_high_water[part as usize].load(Relaxed)
+    }
+
+    /// Starts a new measurement of the high-water marks from the present level, as after a change of the budget.
     pub fn reset_high_water(&self) {
         self.0.high_water.store(self.total(), Relaxed);
+        for (most, now) in self.0.parts_high_water.iter().zip(&self.0.parts) {
+            most.store(now.load(Relaxed), Relaxed);
+        }
     }
 }
 
@@ -113,7 +129,7 @@ impl Guard {
     pub fn reclassify(&self, part: Part) {
         let before = self.part.swap(part as u8, Relaxed);
         self.ledger.0.parts[before as usize].fetch_sub(self.bytes, Relaxed);
-        self.ledger.0.parts[part as usize].fetch_add(self.bytes, Relaxed);
+        self.ledger.0.grow(part, self.bytes);
     }
 
     /// The bytes that this guard stands for.

@@ -47,3 +47,11 @@ pub const PARAMETERS_MAX: usize = 1 << 30;
 pub const STREAMS_MAX: usize = 4096;
 /// See [`STREAMS_MAX`].
 pub const MODELS_MAX: usize = 4096;
+/// Stages of a plan.
+pub const STAGES_MAX: usize = 64;
+/// Workers of a plan.
+pub const WORKERS_MAX: u64 = 64;
+/// Steps that one update of a stage may wait for.
+pub const ACCUMULATION_MAX: u64 = 4096;
+/// Steps of which a stage learns one, at most.
+pub const STRIDE_MAX: u64 = 4096;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mustela::allocator;
+use mustela::ferret::executor::Executor;
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
-use mustela::fold::{Fold, Step, Verdict};
+use mustela::fold::{Fold, Snapshot, Step, Verdict};
 use mustela::network::{Architecture, Loss, Network, Optimiser};
 use mustela::rows::{Block, Element, Rows, Target};
 
@@ -39,22 +40,29 @@ struct Case {
     constrained: bool,
 }
 
+/// Nothing is in flight, so it is there at once.
+fn snapshot(trainer: &mut Trainer) -> Option<Arc<dyn Snapshot>> {
+    trainer.begin_snapshot(&mut Vec::new()).unwrap();
+    trainer.snapshot().unwrap()
+}
+
 /// Trains one network with readers coming and going, and holds the three columns to each other.
 fn check(case: Case, pool: &Pool) {
     let Case { name, architecture, input, optimiser, step_rows, constrained } = case;
     let width = input.iter().product();
     let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
     let rows = rows(width, step_rows);
-    let recipe = Recipe { network: Arc::new(network), optimiser, learning_rate: 0.01, seed: 1, step_rows, queued_bytes: 0 };
+    let recipe =
+        Recipe { network: Arc::new(network), optimiser, learning_rate: 0.01, seed: 1, step_rows, queued_bytes: 0, threads: 1 };
     let minimum = recipe.planner().minimum(0);
     let budget = constrained.then(|| minimum.bytes.total());
     let plan = recipe.planner().choose(0, budget).unwrap();
 
     let before = allocator::live_bytes();
     allocator::reset_peak();
-    let mut trainer = Trainer::new(recipe, plan.clone(), pool.clone()).unwrap();
+    let mut trainer = Trainer::new(recipe, plan.clone(), Executor::Threads(pool.clone())).unwrap();
     let mut outcomes = Vec::with_capacity(1);
-    let mut published = trainer.snapshot().unwrap();
+    let mut published = snapshot(&mut trainer);
     for step in 0..12u64 {
         let first = 1 + step * step_rows as u64;
         trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
@@ -63,7 +71,7 @@ fn check(case: Case, pool: &Pool) {
         if step % 3 == 2 {
             // A reader holds the last snapshot for a moment while the next one is made, where the plan has room for it.
             let last = published.take().filter(|_| !constrained);
-            published = trainer.snapshot().unwrap();
+            published = snapshot(&mut trainer);
             drop(last);
         }
         let live = allocator::live_bytes() - before;
@@ -88,9 +96,9 @@ fn warm_up(pool: &Pool) {
     let architecture = Architecture::ConvNet { standardise: Some(false) };
     let network = Arc::new(Network::build(&architecture, &[3, 32, 32], 10, Loss::SoftmaxCrossEntropy, false).unwrap());
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
-    let recipe = Recipe { network, optimiser, learning_rate: 0.01, seed: 1, step_rows: 64, queued_bytes: 0 };
+    let recipe = Recipe { network, optimiser, learning_rate: 0.01, seed: 1, step_rows: 64, queued_bytes: 0, threads: 1 };
     let plan = recipe.planner().minimum(0);
-    let mut trainer = Trainer::new(recipe, plan, pool.clone()).unwrap();
+    let mut trainer = Trainer::new(recipe, plan, Executor::Threads(pool.clone())).unwrap();
     let mut outcomes = Vec::new();
     trainer.apply(Step { first: 1, rows: rows(3 * 32 * 32, 64) }, &mut outcomes).unwrap();
     trainer.drain(&mut outcomes).unwrap();

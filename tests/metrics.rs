@@ -49,7 +49,9 @@ async fn rows_balance_at_any_scrape() {
     let accuracy = sample(&text, "mustela_model_online_accuracy_ratio{model=\"m\",window=\"sliding\"}");
     assert!((accuracy - view["sliding"]["accuracy"].as_f64().unwrap()).abs() < 1e-9);
     let weights = sample(&text, "mustela_ledger_bytes{model=\"m\",part=\"weights\"}");
-    assert_eq!(weights, view["memory"]["parts"]["weights"].as_f64().unwrap());
+    assert_eq!(weights, view["memory"]["parts"]["weights"]["used_bytes"].as_f64().unwrap());
+    let planned = sample(&text, "mustela_planned_part_bytes{model=\"m\",part=\"weights\"}");
+    assert_eq!(planned, view["memory"]["parts"]["weights"]["planned_bytes"].as_f64().unwrap());
 
     running.client.delete("/v1/models/m").await.expect(204);
     let text = running.metrics().await;

@@ -68,6 +68,9 @@ impl Fold for Stuck {
     fn execute(&mut self, _: &Change) -> Result<(), FoldError> {
         Ok(())
     }
+    fn begin_snapshot(&mut self, _: &mut Vec<Outcome>) -> Result<bool, FoldError> {
+        Ok(true)
+    }
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
         Ok(Some(Arc::new(AlwaysSecond)))
     }

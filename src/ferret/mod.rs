@@ -1,18 +1,24 @@
 //! The fold that trains networks, after Ferret (Zhou et al., CVPR 2025): a pipeline of stages within a memory budget.
 //!
-//! The way of a step is the order of the files: [`profile`] knows each layer's bytes, [`plan`] chooses what fits the budget,
-//! [`input`] turns rows into tensors, [`stage`] runs a stage's forwards, backwards and updates, [`trainer`] lets the tasks of a
-//! step run on the [`pool`] of compute threads and is the [`crate::fold::Fold`], [`snapshot`] serves what it learned.
+//! The way of a step is the order of the files. [`plan`] says how the network is cut and what is read when, [`profile`] what that
+//! holds, [`planner`] chooses. [`input`] turns rows into tensors, [`stage`] has the arithmetic of a stage's forward, backward and
+//! update, [`work`] a task with all that it reads; [`schedule`] says which tasks may run, [`pipeline`] gives them out and takes
+//! their results, [`executor`] runs them on the [`pool`] of compute threads. [`state`] is a pipeline as a checkpoint keeps it,
+//! [`snapshot`] what readers get of it, and [`trainer`] makes it all a [`crate::fold::Fold`].
 //!
 //! Nothing here reads the clock, and nothing that a forward reads depends on when something ran: it is a function of the plan
 //! and of the step's ordinal ([`plan::Plan::read`]).
 
-pub mod core;
-pub mod credits;
+pub mod executor;
 pub mod input;
+pub mod pipeline;
 pub mod plan;
+pub mod planner;
 pub mod pool;
 pub mod profile;
+pub mod schedule;
 pub mod snapshot;
 pub mod stage;
+pub mod state;
 pub mod trainer;
+pub mod work;

@@ -1,22 +1,22 @@
 //! A plan: how a network is cut into stages, what a forward reads, when readers get new weights, and the bytes that all this
-//! holds. Choosing one is planning, following one is not: replay follows the plans that it finds in the decision log.
+//! holds. Choosing one is the [`super::planner`]'s work, following one is the [`super::pipeline`]'s: replay follows the plans that
+//! it finds in the decision log.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::{StepBytes, parameter_bytes, step_bytes_max, weight_bytes};
-use crate::fold::BelowMinimum;
-use crate::network::{Network, Optimiser};
-
-/// What one model takes beside the storages that are counted one by one: names, channels, scores, the tensors' own headers.
-const OVERHEAD_BYTES: u64 = 32 << 10;
+use super::profile::StepBytes;
+use crate::ledger::Part;
+use crate::limits::{ACCUMULATION_MAX, STAGES_MAX, STRIDE_MAX, WORKERS_MAX};
+use crate::network::Network;
 
 /// When the newest weights are handed to readers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Publication {
     /// At any step: a reader may still hold the last snapshot while the next one is made, so up to two more copies.
+    #[default]
     Continuous,
     /// With no step in flight, and the trainer goes on when no reader holds an older one: one more copy.
     AtDrain,
@@ -37,12 +37,16 @@ impl Publication {
 pub struct PlannedBytes {
     /// The newest weights.
     pub weights: u64,
+    /// Older versions that steps in flight may still read.
+    pub weight_versions: u64,
     /// Copies that only readers hold.
     pub snapshots: u64,
     /// Moments and momenta.
     pub optimiser: u64,
-    /// One step at its peak.
-    pub step: StepBytes,
+    /// Sums of gradients that wait for further steps.
+    pub accumulators: u64,
+    /// The steps in flight at their peak.
+    pub steps: StepBytes,
     /// Records read from the log and not yet learned.
     pub queued_rows: u64,
     /// Everything too small to count.
@@ -52,7 +56,22 @@ pub struct PlannedBytes {
 impl PlannedBytes {
     /// What the plan needs of a budget.
     pub fn total(&self) -> u64 {
-        self.weights + self.snapshots + self.optimiser + self.step.total() + self.queued_rows + self.overhead
+        let held = self.weights + self.weight_versions + self.snapshots + self.optimiser + self.accumulators;
+        held + self.steps.total() + self.queued_rows + self.overhead
+    }
+
+    /// What it needs for one part of the ledger; the overhead is in none.
+    pub fn part(&self, part: Part) -> u64 {
+        match part {
+            Part::Weights => self.weights,
+            Part::WeightVersions => self.weight_versions,
+            Part::Snapshots => self.snapshots,
+            Part::Optimiser => self.optimiser,
+            Part::Activations => self.steps.activations,
+            Part::Gradients => self.accumulators + self.steps.gradients,
+            Part::Workspace => self.steps.workspace,
+            Part::QueuedRows => self.queued_rows,
+        }
     }
 }
 
@@ -64,14 +83,44 @@ pub enum Reads {
     Ferret,
 }
 
+/// One stage: a run of layers, and what is given up there to save memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagePlan {
+    /// The layers, from the input's side on.
+    pub layers: Range<usize>,
+    /// Recomputation (Ferret's T1): the first layers of the segments whose inputs alone are kept, and whose other activations are
+    /// made again in backward. Empty: every activation is kept.
+    pub recompute: Vec<usize>,
+    /// Accumulation (T2): so many learned steps share one update, by the mean of their gradients.
+    pub accumulation: u64,
+    /// Omission (T3): of so many steps, one is learned by this stage and those below it. The last stage's is 1.
+    pub stride: u64,
+}
+
+impl StagePlan {
+    /// A stage that gives nothing up.
+    pub fn whole(layers: Range<usize>) -> StagePlan {
+        StagePlan { layers, recompute: Vec::new(), accumulation: 1, stride: 1 }
+    }
+
+    /// The runs of layers that are recomputed, one after the other; none where every activation is kept.
+    pub fn segments(&self) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + '_ {
+        self.recompute.iter().enumerate().map(|(index, &first)| {
+            let end = self.recompute.get(index + 1).copied().unwrap_or(self.layers.end);
+            first..end
+        })
+    }
+}
+
 /// How a network is trained from the step `start` on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// The ordinal of the first step under this plan.
     pub start: u64,
-    /// The layers of each stage, from the input's side on.
-    pub stages: Vec<Range<usize>>,
+    /// The stages, from the input's side on.
+    pub stages: Vec<StagePlan>,
     /// Workers N: steps that take turns in the pipeline.
     pub workers: u64,
     /// What forwards read.
@@ -80,6 +129,8 @@ pub struct Plan {
     pub step_rows: usize,
     /// When readers get new weights.
     pub publication: Publication,
+    /// Tasks that run at once, at most. No value depends on it, only bytes do.
+    pub threads: usize,
     /// What it was reckoned to hold.
     pub bytes: PlannedBytes,
 }
@@ -90,71 +141,128 @@ impl Plan {
     /// version that the plan began with.
     pub fn read(&self, ordinal: u64, stage: usize) -> u64 {
         match self.reads {
-            Reads::Ferret => {
-                let lag = self.workers * (self.stages.len() - stage) as u64;
-                (ordinal + 1).saturating_sub(lag).max(self.start)
+            Reads::Ferret => (ordinal + 1).saturating_sub(self.lag(stage)).max(self.start),
+        }
+    }
+
+    /// How many steps may be between the start of their forward and the end of their update at `stage`: N(P − j). A forward misses
+    /// the updates of all of them but itself, so its staleness is one less.
+    pub fn lag(&self, stage: usize) -> u64 {
+        self.workers * (self.stages.len() - stage) as u64
+    }
+
+    /// Steps in flight at most.
+    pub fn in_flight(&self) -> u64 {
+        self.lag(0)
+    }
+
+    /// Of so many steps `stage` learns one: the least common multiple of the strides from it up.
+    pub fn learns_every(&self, stage: usize) -> u64 {
+        self.stages[stage..].iter().fold(1, |every, above| least_common_multiple(every, above.stride))
+    }
+
+    /// Versions of `stage` at once, the newest among them.
+    pub fn versions(&self, stage: usize) -> u64 {
+        let steps_of_update = self.learns_every(stage).saturating_mul(self.stages[stage].accumulation);
+        1 + (self.lag(stage) - 1).div_ceil(steps_of_update)
+    }
+
+    /// Whether the stages are a partition of the network's layers, and every number is in its range; the text says what is not.
+    pub fn check(&self, network: &Network) -> Result<(), String> {
+        let layers = network.layers.len();
+        if self.stages.is_empty() || self.stages.len() > STAGES_MAX {
+            return Err(format!("{} stages, allowed are 1 to {STAGES_MAX}", self.stages.len()));
+        }
+        if !(1..=WORKERS_MAX).contains(&self.workers) {
+            return Err(format!("{} workers, allowed are 1 to {WORKERS_MAX}", self.workers));
+        }
+        let mut next = 0;
+        for (number, stage) in self.stages.iter().enumerate() {
+            let Range { start, end } = stage.layers;
+            if start != next || end <= start || end > layers {
+                return Err(format!(
+                    "stage {number} has the layers from {start} to before {end}; it must begin at layer {next}, end after it, and \
+                     the network's {layers} layers are numbered from 0"
+                ));
             }
+            next = end;
+            check_stage(number, stage, network)?;
+        }
+        if next != layers {
+            return Err(format!("the stages end before layer {next}, the network has {layers} layers"));
+        }
+        let (first, learning) = (&self.stages[0], network.first_learning_layer());
+        if self.stages.len() > 1 && learning >= first.layers.end {
+            return Err(format!("stage 0 would learn nothing: the first layer that learns is layer {learning}"));
+        }
+        match self.stages.last() {
+            Some(last) if last.stride != 1 => Err("the last stage learns every step: its stride must be 1".into()),
+            _ => Ok(()),
         }
     }
 }
 
-/// What a planner must know of one model.
-pub struct Planner<'a> {
-    /// What is trained.
-    pub network: &'a Network,
-    /// How.
-    pub optimiser: &'a Optimiser,
-    /// Rows of a step.
-    pub step_rows: usize,
-    /// Bytes of records that the driver holds at most.
-    pub queued_bytes: u64,
+fn check_stage(number: usize, stage: &StagePlan, network: &Network) -> Result<(), String> {
+    let Range { start, end } = stage.layers;
+    if !(1..=ACCUMULATION_MAX).contains(&stage.accumulation) || !(1..=STRIDE_MAX).contains(&stage.stride) {
+        let (accumulation, stride) = (stage.accumulation, stage.stride);
+        return Err(format!(
+            "stage {number} has accumulation {accumulation} and stride {stride}, allowed are 1 to {ACCUMULATION_MAX} and 1 to {STRIDE_MAX}"
+        ));
+    }
+    if stage.recompute.first().is_some_and(|&first| first != start) {
+        return Err(format!("the first recomputed segment of stage {number} must begin with the stage, at layer {start}"));
+    }
+    for (index, &first) in stage.recompute.iter().enumerate() {
+        if first >= end || (index > 0 && first <= stage.recompute[index - 1]) {
+            return Err(format!("the recomputed segments of stage {number} must begin one after the other, before layer {end}"));
+        }
+        if !may_begin_segment(network, first) {
+            let name = network.layers[first].name();
+            return Err(format!(
+                "no recomputed segment can begin at layer {first} ({name}): it works in the storage of its input"
+            ));
+        }
+    }
+    Ok(())
 }
 
-impl Planner<'_> {
-    fn with(&self, start: u64, publication: Publication) -> Plan {
-        let weights = weight_bytes(self.network);
-        let bytes = PlannedBytes {
-            weights,
-            snapshots: weights * publication.copies() as u64,
-            optimiser: parameter_bytes(self.network) * self.optimiser.state_count() as u64,
-            step: step_bytes_max(self.network, self.step_rows, self.optimiser.fuses()),
-            queued_rows: self.queued_bytes,
-            overhead: OVERHEAD_BYTES,
-        };
-        let stages = std::iter::once(0..self.network.layers.len()).collect();
-        Plan { start, stages, workers: 1, reads: Reads::Ferret, step_rows: self.step_rows, publication, bytes }
-    }
+/// Whether a recomputed segment may begin at `layer`: one that overwrites its input would recompute from its own output.
+pub(super) fn may_begin_segment(network: &Network, layer: usize) -> bool {
+    network.layers[layer].cost(1).output > 0
+}
 
-    /// The plan that needs the least memory.
-    pub fn minimum(&self, start: u64) -> Plan {
-        self.with(start, Publication::AtDrain)
+fn least_common_multiple(a: u64, b: u64) -> u64 {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
     }
-
-    /// The best plan within `budget_bytes`, from step `start` on.
-    pub fn choose(&self, start: u64, budget_bytes: Option<u64>) -> Result<Plan, BelowMinimum> {
-        let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
-        [Publication::Continuous, Publication::AtDrain]
-            .into_iter()
-            .map(|publication| self.with(start, publication))
-            .find(|plan| plan.bytes.total() <= budget_bytes)
-            .ok_or_else(|| BelowMinimum { budget_bytes, minimum_bytes: self.minimum(start).bytes.total() })
-    }
+    (a / x).saturating_mul(b)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn plan(start: u64, stages: usize, workers: u64) -> Plan {
-        let stages = (0..stages).map(|stage| stage..stage + 1).collect();
-        let bytes = PlannedBytes::default();
-        Plan { start, stages, workers, reads: Reads::Ferret, step_rows: 1, publication: Publication::AtDrain, bytes }
+    /// A plan of stages of one layer each.
+    pub(crate) fn plan(start: u64, stages: usize, workers: u64) -> Plan {
+        Plan {
+            start,
+            stages: (0..stages).map(|stage| StagePlan::whole(stage..stage + 1)).collect(),
+            workers,
+            reads: Reads::Ferret,
+            step_rows: 1,
+            publication: Publication::AtDrain,
+            threads: 1,
+            bytes: PlannedBytes::default(),
+        }
     }
 
     #[test]
     fn one_stage_and_one_worker_read_the_step_before() {
         let plan = plan(5, 1, 1);
         assert_eq!((5..9).map(|a| plan.read(a, 0)).collect::<Vec<_>>(), [5, 6, 7, 8]);
+        assert_eq!(plan.versions(0), 1);
     }
 
     #[test]
@@ -163,5 +271,31 @@ mod tests {
         // Lag 6 at stage 0, 4 at stage 1, 2 at the last.
         assert_eq!((0..3).map(|j| plan.read(20, j)).collect::<Vec<_>>(), [15, 17, 19]);
         assert_eq!((0..3).map(|j| plan.read(11, j)).collect::<Vec<_>>(), [10, 10, 10]);
+        assert_eq!((0..3).map(|j| plan.versions(j)).collect::<Vec<_>>(), [6, 4, 2]);
+    }
+
+    #[test]
+    fn the_staleness_is_the_papers() {
+        for (stages, workers) in [(1, 1), (4, 1), (3, 2), (6, 4)] {
+            let plan = plan(0, stages, workers);
+            for stage in 0..stages {
+                let staleness = 100 - plan.read(100, stage);
+                assert_eq!(staleness, workers * (stages - stage) as u64 - 1);
+                if workers == 1 {
+                    // Section 4.1: τ = P − 1 − j for one worker.
+                    assert_eq!(staleness, (stages - 1 - stage) as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn accumulation_and_omission_save_versions() {
+        let mut plan = plan(0, 4, 1);
+        plan.stages[0].accumulation = 3;
+        plan.stages[1].stride = 4;
+        plan.stages[2].stride = 2;
+        assert_eq!((0..4).map(|stage| plan.learns_every(stage)).collect::<Vec<_>>(), [4, 4, 2, 1]);
+        assert_eq!((0..4).map(|stage| plan.versions(stage)).collect::<Vec<_>>(), [2, 2, 2, 1]);
     }
 }

@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam::channel::{Sender, unbounded};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -14,22 +14,7 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone, Debug)]
 pub struct Pool {
     jobs: Sender<Job>,
-}
-
-/// A job that panicked; the text is the panic's message.
-#[derive(Debug, thiserror::Error)]
-#[error("the step panicked: {0}")]
-pub struct Panicked(pub String);
-
-/// The result of a job that may still be running.
-#[derive(Debug)]
-pub struct Pending<T>(Receiver<Result<T, Panicked>>);
-
-impl<T> Pending<T> {
-    /// Waits for the job's end.
-    pub fn wait(self) -> Result<T, Panicked> {
-        self.0.recv().unwrap_or_else(|_| Err(Panicked("the compute thread is gone".into())))
-    }
+    threads: usize,
 }
 
 impl Pool {
@@ -45,30 +30,29 @@ impl Pool {
                     tracing::warn!(%error, "compute threads keep the doors' priority");
                 }
                 for job in queue {
-                    job();
+                    // The job's owner has been told by then: runners catch what their tasks do.
+                    drop(catch_unwind(AssertUnwindSafe(job)));
                 }
             })?;
         }
-        Ok(Pool { jobs })
+        Ok(Pool { jobs, threads })
     }
 
-    /// Runs `job` on the next free thread. A panic in it is caught and told to whoever waits.
-    pub fn spawn<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
-        let (done, end) = bounded(1);
-        let job = move || {
-            let result = catch_unwind(AssertUnwindSafe(job)).map_err(|payload| Panicked(message(payload.as_ref())));
-            // Nobody may be waiting any more: the model was deleted.
-            drop(done.send(result));
-        };
-        // A closed queue drops the job and with it `done`, which `wait` tells as a panic.
+    /// How many there are.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Whether a job waits for a thread.
+    pub fn is_wanted(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Runs `job` on the next free thread. It is to catch its own panics; one that it does not catch ends with the job.
+    pub fn spawn(&self, job: impl FnOnce() + Send + 'static) {
+        // The threads hold on to the queue as long as there is a sender.
         drop(self.jobs.send(Box::new(job)));
-        Pending(end)
     }
-}
-
-fn message(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 #[cfg(test)]
@@ -76,11 +60,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_told_and_the_thread_goes_on() {
+    fn a_panic_ends_with_its_job_and_the_thread_goes_on() {
         let pool = Pool::new(1, 0).unwrap();
-        assert_eq!(pool.spawn(|| 2 + 2).wait().unwrap(), 4);
-        let told = pool.spawn(|| -> u32 { panic!("no such luck {}", 7) }).wait().unwrap_err();
-        assert_eq!(told.0, "no such luck 7");
-        assert_eq!(pool.spawn(|| 5).wait().unwrap(), 5);
+        let (tell, told) = unbounded();
+        pool.spawn(|| panic!("no such luck"));
+        pool.spawn(move || tell.send(2 + 2).unwrap());
+        assert_eq!(told.recv().unwrap(), 4);
+        assert_eq!(pool.threads(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! A stage: a run of layers whose forward, backward and update are the three tasks of a step.
+//! A stage: a run of layers whose forward, backward and update are three tasks of a step.
 //!
 //! A version of a layer's weights is copy-on-write: an update works in place when nobody else holds it, and otherwise in fresh
 //! storage behind a new `Arc`; the values are the same either way. Tensors are lent and never cloned out of a version, because a
@@ -8,10 +8,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
+use super::plan::StagePlan;
+use super::profile::TENSOR_HEADER_BYTES;
 use crate::ledger::{Guard, Ledger, Part};
-use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy};
+use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy, optimiser};
 
 /// One version of one layer's weights (or statistics); whoever holds it may read it, nobody may change it.
 #[derive(Debug)]
@@ -21,8 +23,9 @@ pub struct LayerWeights {
 }
 
 impl LayerWeights {
-    fn new(tensors: Vec<Tensor>, ledger: &Ledger) -> LayerWeights {
-        let bytes = tensors.iter().map(tensor_bytes).sum();
+    /// Counts the storage of `tensors`, which nobody else may hold.
+    pub fn new(tensors: Vec<Tensor>, ledger: &Ledger) -> LayerWeights {
+        let bytes = tensors.iter().map(held_bytes).sum();
         LayerWeights { tensors, guard: ledger.take(Part::Weights, bytes) }
     }
 
@@ -30,28 +33,41 @@ impl LayerWeights {
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors
     }
+
+    /// Says what this version is held for from now on.
+    pub fn hold_for(&self, part: Part) {
+        self.guard.reclassify(part);
+    }
 }
 
 fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
 }
 
-/// What one layer is: its newest weights and the optimiser's tensors, kept by layer and never by stage.
+/// What a tensor that stays takes, its header included: in a network of many small ones they add up.
+fn held_bytes(tensor: &Tensor) -> u64 {
+    tensor_bytes(tensor) + TENSOR_HEADER_BYTES
+}
+
+/// What one layer is: its newest weights and the optimiser's tensors, kept by layer whatever stage the plan puts it in.
 #[derive(Debug)]
 pub struct LayerState {
     weights: Arc<LayerWeights>,
     /// Per parameter, the optimiser's tensors.
     optimiser: Vec<Vec<Tensor>>,
+    /// Updates so far.
+    updates: u64,
     _optimiser_guard: Guard,
 }
 
 impl LayerState {
-    /// A layer that begins with `weights` and `optimiser`, which nobody else may hold.
-    pub fn new(weights: Vec<Tensor>, optimiser: Vec<Vec<Tensor>>, ledger: &Ledger) -> LayerState {
-        let bytes = optimiser.iter().flatten().map(tensor_bytes).sum();
+    /// A layer that begins with `weights` and `optimiser`, which nobody else may hold, after so many `updates`.
+    pub fn new(weights: Vec<Tensor>, optimiser: Vec<Vec<Tensor>>, updates: u64, ledger: &Ledger) -> LayerState {
+        let bytes = optimiser.iter().flatten().map(held_bytes).sum();
         LayerState {
             weights: Arc::new(LayerWeights::new(weights, ledger)),
             optimiser,
+            updates,
             _optimiser_guard: ledger.take(Part::Optimiser, bytes),
         }
     }
@@ -66,27 +82,19 @@ impl LayerState {
         &self.optimiser
     }
 
-    /// Puts statistics that were advanced at admission in place of the present ones.
-    pub fn replace(&mut self, tensors: Vec<Tensor>, ledger: &Ledger) {
-        self.retire();
-        self.weights = Arc::new(LayerWeights::new(tensors, ledger));
+    /// Updates so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
     }
 
-    /// Storage that nobody but this layer holds, with the newest values.
-    fn make_exclusive(&mut self, ledger: &Ledger) -> Result<()> {
+    /// Storage that nobody but this layer holds, with the newest values; the version before is then `superseded`.
+    fn make_exclusive(&mut self, superseded: Part, ledger: &Ledger) -> Result<()> {
         if Arc::get_mut(&mut self.weights).is_none() {
             let fresh = self.weights.tensors.iter().map(deep_copy).collect::<Result<_>>()?;
-            self.retire();
+            self.weights.hold_for(superseded);
             self.weights = Arc::new(LayerWeights::new(fresh, ledger));
         }
         Ok(())
-    }
-
-    /// The trainer lets go of the present version: if anybody still holds it, it is a reader.
-    fn retire(&self) {
-        if Arc::strong_count(&self.weights) > 1 {
-            self.weights.guard.reclassify(Part::Snapshots);
-        }
     }
 }
 
@@ -124,7 +132,17 @@ struct LayerGradients {
 }
 
 /// What a forward leaves for the backward of the same step.
-pub struct StageStash(Vec<LayerStash>);
+pub struct Kept {
+    versions: Vec<Arc<LayerWeights>>,
+    left: Left,
+}
+
+enum Left {
+    /// Of each layer.
+    Stashes(Vec<LayerStash>),
+    /// The inputs of segments that backward recomputes.
+    Inputs(Vec<Counted>),
+}
 
 /// What a backward leaves for the update of the same step.
 pub struct StageGradients(Vec<LayerGradients>);
@@ -141,23 +159,84 @@ impl StageGradients {
     }
 }
 
+/// Sums of the gradients of a stage's parameters, which wait for further steps (Ferret's T2).
+#[derive(Debug)]
+pub struct Accumulated {
+    /// Steps in the sums.
+    pub steps: u64,
+    /// By layer of the stage, then by parameter.
+    pub sums: Vec<Vec<Tensor>>,
+    _guard: Guard,
+}
+
+impl Accumulated {
+    /// Sums that were read back, or that begin at zero.
+    pub fn new(steps: u64, sums: Vec<Vec<Tensor>>, ledger: &Ledger) -> Accumulated {
+        let bytes = sums.iter().flatten().map(held_bytes).sum();
+        Accumulated { steps, sums, _guard: ledger.take(Part::Gradients, bytes) }
+    }
+
+    fn zero(network: &Network, layers: Range<usize>, ledger: &Ledger) -> Result<Accumulated> {
+        let of_layer = |layer: usize| {
+            let parameters = network.layers[layer].parameters();
+            parameters.iter().map(|parameter| Tensor::zeros(parameter.shape.as_slice(), DType::F32, &Device::Cpu)).collect()
+        };
+        Ok(Accumulated::new(0, layers.map(of_layer).collect::<Result<_>>()?, ledger))
+    }
+}
+
 /// One stage of a plan over a network; all state is the caller's.
 #[derive(Clone, Copy)]
 pub struct Stage<'a> {
     /// What is trained.
     pub network: &'a Network,
-    /// Which of its layers.
-    pub layers: &'a Range<usize>,
+    /// Which of its layers, and what is given up to save memory.
+    pub plan: &'a StagePlan,
     /// Where bytes are counted.
     pub ledger: &'a Ledger,
 }
 
+/// How a stage is updated.
+#[derive(Clone, Copy, Debug)]
+pub struct How<'a> {
+    /// From gradients to weights.
+    pub optimiser: &'a Optimiser,
+    /// The learning rate that holds.
+    pub learning_rate: f64,
+    /// What the version before is held for from now on, if anybody still holds it: steps in flight, or readers alone.
+    pub superseded: Part,
+}
+
 impl Stage<'_> {
-    /// Forward: reads `versions` (one for each layer of the stage) and gives the stage's output and its stash.
-    pub fn forward(&self, versions: &[Arc<LayerWeights>], input: Counted) -> Result<(Counted, StageStash)> {
+    /// Forward: reads `versions` (one for each layer of the stage) and gives the stage's output, and what backward needs if there
+    /// will be one (`learns`).
+    pub fn forward(&self, versions: Vec<Arc<LayerWeights>>, input: Counted, learns: bool) -> Result<(Counted, Option<Kept>)> {
+        let layers = self.plan.layers.clone();
+        if learns && self.plan.recompute.is_empty() {
+            let (output, stashes) = self.forward_layers(layers, &versions, input)?;
+            return Ok((output, Some(Kept { versions, left: Left::Stashes(stashes) })));
+        }
+        if !learns {
+            return Ok((self.predict_layers(layers, &versions, input)?, None));
+        }
+        let (mut at, mut inputs) = (input, Vec::with_capacity(self.plan.recompute.len()));
+        for segment in self.plan.segments() {
+            inputs.push(at.clone());
+            let of_segment = &versions[segment.start - layers.start..segment.end - layers.start];
+            at = self.predict_layers(segment, of_segment, at)?;
+        }
+        Ok((at, Some(Kept { versions, left: Left::Inputs(inputs) })))
+    }
+
+    fn forward_layers(
+        &self,
+        layers: Range<usize>,
+        versions: &[Arc<LayerWeights>],
+        input: Counted,
+    ) -> Result<(Counted, Vec<LayerStash>)> {
         let mut at = input;
-        let mut stashes = Vec::with_capacity(self.layers.len());
-        for (layer, version) in self.network.layers[self.layers.clone()].iter().zip(versions) {
+        let mut stashes = Vec::with_capacity(layers.len());
+        for (layer, version) in self.network.layers[layers].iter().zip(versions) {
             let cost = layer.cost(at.tensor.dim(0)?);
             let _workspace = self.ledger.take(Part::Workspace, cost.workspace_forward);
             let Counted { tensor, guard: input_guard } = at;
@@ -170,29 +249,64 @@ impl Stage<'_> {
             stashes.push(LayerStash { stash, _held: held, input: cost.keeps_input.then_some(input_guard) });
             at = Counted { tensor: output, guard: output_guard };
         }
-        Ok((at, StageStash(stashes)))
+        Ok((at, stashes))
     }
 
-    /// Backward: reads the versions that the forward read, and gives the gradient of the stage's input where it is wanted.
-    pub fn backward(
-        &self,
-        versions: &[Arc<LayerWeights>],
-        stash: StageStash,
-        output_gradient: Counted,
-        want_input_gradient: bool,
-    ) -> Result<(Option<Counted>, StageGradients)> {
-        let mut gradient = output_gradient;
-        let mut gathered = Vec::with_capacity(self.layers.len());
+    /// The outputs alone; the same bits as [`Stage::forward_layers`]'.
+    fn predict_layers(&self, layers: Range<usize>, versions: &[Arc<LayerWeights>], input: Counted) -> Result<Counted> {
+        let mut at = input;
+        for (layer, version) in self.network.layers[layers].iter().zip(versions) {
+            let cost = layer.cost(at.tensor.dim(0)?);
+            let _workspace = self.ledger.take(Part::Workspace, cost.workspace_forward);
+            let Counted { tensor, guard: input_guard } = at;
+            let output = sole(layer.predict(version.tensors(), vec![tensor])?)?;
+            let guard = if cost.output == 0 { input_guard } else { Arc::new(self.ledger.take(Part::Activations, cost.output)) };
+            at = Counted { tensor: output, guard };
+        }
+        Ok(at)
+    }
+
+    /// Backward: reads the versions that the forward read, and gives the gradient of the stage's input if the stages below learn the
+    /// step too.
+    pub fn backward(&self, kept: Kept, output_gradient: Counted, below: bool) -> Result<(Option<Counted>, StageGradients)> {
+        // The lowest layer that need not pass a gradient on.
         let lowest = self.network.first_learning_layer();
-        for ((layer, version), kept) in self.layers.clone().zip(versions).zip(stash.0).rev() {
-            if layer < lowest {
-                return Ok((None, StageGradients(gathered)));
+        let last = if below { lowest } else { lowest.max(self.plan.layers.start) };
+        let Kept { versions, left } = kept;
+        let layers = self.plan.layers.clone();
+        let mut gathered = Vec::with_capacity(layers.len());
+        let mut gradient = Some(output_gradient);
+        match left {
+            Left::Stashes(stashes) => {
+                gradient = self.backward_layers(layers, last, &versions, stashes, gradient, &mut gathered)?
             }
-            let wanted = layer > self.layers.start.max(lowest) || (layer > lowest && want_input_gradient);
-            let rows = gradient.tensor.dim(0)?;
-            let cost = self.network.layers[layer].cost(rows);
+            Left::Inputs(inputs) => {
+                for (segment, input) in self.plan.segments().rev().zip(inputs.into_iter().rev()) {
+                    let of_segment = &versions[segment.start - layers.start..segment.end - layers.start];
+                    let (output, stashes) = self.forward_layers(segment.clone(), of_segment, input)?;
+                    drop(output);
+                    gradient = self.backward_layers(segment, last, of_segment, stashes, gradient, &mut gathered)?;
+                }
+            }
+        }
+        Ok((gradient, StageGradients(gathered)))
+    }
+
+    fn backward_layers(
+        &self,
+        layers: Range<usize>,
+        last: usize,
+        versions: &[Arc<LayerWeights>],
+        stashes: Vec<LayerStash>,
+        output_gradient: Option<Counted>,
+        gathered: &mut Vec<LayerGradients>,
+    ) -> Result<Option<Counted>> {
+        let mut at = output_gradient;
+        for ((layer, version), kept) in layers.zip(versions).zip(stashes).rev() {
+            let Some(Counted { tensor, guard }) = at.take_if(|_| layer >= last) else { return Ok(None) };
+            let wanted = layer > last;
+            let cost = self.network.layers[layer].cost(tensor.dim(0)?);
             let _workspace = self.ledger.take(Part::Workspace, cost.workspace_backward);
-            let Counted { tensor, guard } = gradient;
             let (inputs, gradients) = self.network.layers[layer].backward(version.tensors(), kept.stash, vec![tensor], wanted)?;
             let mut held = vec![Arc::new(self.ledger.take(Part::Gradients, cost.weight_gradient))];
             if cost.keeps_output_gradient {
@@ -201,37 +315,70 @@ impl Stage<'_> {
             }
             let (scratch, dense) = (cost.workspace_update, cost.weight_gradient_dense - cost.weight_gradient);
             gathered.push(LayerGradients { layer, gradients, scratch, dense, _held: held });
-            if !wanted {
-                return Ok((None, StageGradients(gathered)));
+            if wanted {
+                let fresh = cost.input_gradient > 0;
+                let guard = if fresh { Arc::new(self.ledger.take(Part::Gradients, cost.input_gradient)) } else { guard };
+                at = Some(Counted { tensor: sole(inputs)?, guard });
             }
-            let fresh = cost.input_gradient > 0;
-            let guard = if fresh { Arc::new(self.ledger.take(Part::Gradients, cost.input_gradient)) } else { guard };
-            gradient = Counted { tensor: sole(inputs)?, guard };
         }
-        Ok((Some(gradient), StageGradients(gathered)))
+        Ok(at)
     }
 
-    /// Update: applies a step's gradients to the newest weights, in place where nobody else holds them. `update` counts the
-    /// updates of this stage from 1.
-    pub fn update(
-        &self,
-        layers: &mut [LayerState],
-        gradients: StageGradients,
-        optimiser: &Optimiser,
-        learning_rate: f64,
-        update: u64,
-    ) -> Result<()> {
+    /// Update by one step: applies its gradients to the newest weights, in place where nobody else holds them.
+    pub fn update(&self, states: &mut [LayerState], gradients: StageGradients, how: How<'_>) -> Result<()> {
         for LayerGradients { layer, gradients, scratch, dense, _held } in gradients.0 {
-            if gradients.is_empty() {
-                continue;
-            }
-            let state = &mut layers[layer];
-            state.make_exclusive(self.ledger)?;
             let _scratch = self.ledger.take(Part::Workspace, scratch);
-            let _dense = self.ledger.take(Part::Gradients, if optimiser.fuses() { 0 } else { dense });
-            for ((weight, moments), gradient) in state.weights.tensors.iter().zip(&state.optimiser).zip(gradients) {
-                optimiser.update(weight, moments, gradient, learning_rate, update)?;
+            let _dense = self.ledger.take(Part::Gradients, if how.optimiser.fuses() { 0 } else { dense });
+            self.update_layer(&mut states[layer - self.plan.layers.start], gradients, how)?;
+        }
+        Ok(())
+    }
+
+    fn update_layer(
+        &self,
+        state: &mut LayerState,
+        gradients: impl IntoIterator<Item = Gradient, IntoIter: ExactSizeIterator>,
+        how: How<'_>,
+    ) -> Result<()> {
+        let gradients = gradients.into_iter();
+        if gradients.len() == 0 {
+            return Ok(());
+        }
+        state.make_exclusive(how.superseded, self.ledger)?;
+        state.updates += 1;
+        for ((weight, moments), gradient) in state.weights.tensors.iter().zip(&state.optimiser).zip(gradients) {
+            how.optimiser.update(weight, moments, gradient, how.learning_rate, state.updates)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a step's gradients to the sums, which begin where there are none yet.
+    pub fn accumulate(&self, sums: Option<Accumulated>, gradients: StageGradients) -> Result<Accumulated> {
+        let mut accumulated = match sums {
+            Some(accumulated) => accumulated,
+            None => Accumulated::zero(self.network, self.plan.layers.clone(), self.ledger)?,
+        };
+        for LayerGradients { layer, gradients, scratch, _held, .. } in gradients.0 {
+            let _scratch = self.ledger.take(Part::Workspace, scratch);
+            for (sum, gradient) in accumulated.sums[layer - self.plan.layers.start].iter().zip(&gradients) {
+                optimiser::add(sum, gradient)?;
             }
+        }
+        accumulated.steps += 1;
+        Ok(accumulated)
+    }
+
+    /// Update by the mean of the gradients of several steps. Sums that left the finite numbers teach nothing.
+    pub fn update_by_mean(&self, states: &mut [LayerState], accumulated: Accumulated, how: How<'_>) -> Result<()> {
+        let Accumulated { steps, sums, _guard } = accumulated;
+        for sum in sums.iter().flatten() {
+            optimiser::scale(sum, 1.0 / steps as f64)?;
+            if !crate::network::is_finite(sum)? {
+                return Ok(());
+            }
+        }
+        for (state, sums) in states.iter_mut().zip(sums) {
+            self.update_layer(state, sums.into_iter().map(Gradient::Dense), how)?;
         }
         Ok(())
     }

@@ -1,22 +1,21 @@
-//! The network's fold: steps go to the compute threads one after another, and their ends come back in the order of the log.
-//!
-//! The driver decodes the next record while a step runs; the step itself waits for nothing.
+//! The network's fold: a pipeline with its executor and its planner, driven through [`crate::fold::Fold`].
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::core::Core;
-use super::credits::{Credit, Credits};
-use super::plan::{Plan, Planner};
-use super::pool::{Pending, Pool};
-use super::profile::step_bytes;
+use serde_json::{Value, json};
+
+use super::executor::{Engine, Executor};
+use super::pipeline::Pipeline;
+use super::plan::{Plan, Publication};
+use super::planner::{Planner, Wish};
 use super::snapshot::NetworkSnapshot;
-use crate::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, Snapshot, State, StateRef, Step};
-use crate::ledger::Ledger;
+use crate::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, PlanError, Snapshot, State, StateRef, Step};
+use crate::ledger::{Ledger, Part};
 use crate::network::{self, Network, Optimiser};
 
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
-const FOLD_VERSION: u32 = 1;
+const FOLD_VERSION: u32 = 2;
 
 /// How often the driver looks whether readers have let go of an old snapshot; they hold one for the length of a query.
 const READER_WAIT: Duration = Duration::from_micros(50);
@@ -36,95 +35,50 @@ pub struct Recipe {
     pub step_rows: usize,
     /// Bytes of records that the driver holds at most.
     pub queued_bytes: u64,
+    /// Compute threads that there are.
+    pub threads: usize,
 }
 
 impl Recipe {
     /// The planner for this network.
-    pub fn planner(&self) -> Planner<'_> {
-        Planner { network: &self.network, optimiser: &self.optimiser, step_rows: self.step_rows, queued_bytes: self.queued_bytes }
+    pub fn planner(&self) -> Planner {
+        Planner {
+            network: self.network.clone(),
+            optimiser: self.optimiser,
+            step_rows: self.step_rows,
+            queued_bytes: self.queued_bytes,
+            threads: self.threads,
+        }
     }
-}
-
-/// Where the trainer's state is.
-enum Place {
-    Here(Box<Core>),
-    /// With a step, on a compute thread.
-    Away(Pending<(Box<Core>, Result<Outcome, FoldError>)>, Credit),
-    /// A step panicked with it.
-    Lost,
 }
 
 /// Trains one network.
 pub struct Trainer {
-    recipe: Recipe,
-    place: Place,
-    plan: Plan,
-    credits: Credits,
-    pool: Pool,
+    planner: Planner,
+    engine: Engine,
+    plan: Arc<Plan>,
+    learning_rate: f64,
     ledger: Ledger,
+    minimum_bytes: u64,
     /// Snapshots that readers may still hold.
     issued: Vec<Weak<NetworkSnapshot>>,
-    /// Rows and bytes of the last step.
-    last_step: (usize, u64),
 }
 
 impl Trainer {
     /// A trainer at the start of its stream, under `plan`.
-    pub fn new(recipe: Recipe, plan: Plan, pool: Pool) -> Result<Trainer, FoldError> {
-        let ledger = Ledger::default();
-        let core =
-            Core::new(recipe.network.clone(), recipe.optimiser, recipe.learning_rate, plan.clone(), recipe.seed, ledger.clone())?;
-        let credits = Credits::new(plan.bytes.step.total());
-        Ok(Trainer {
-            recipe,
-            place: Place::Here(Box::new(core)),
-            plan,
-            credits,
-            pool,
-            ledger,
-            issued: Vec::new(),
-            last_step: (0, 0),
-        })
+    pub fn new(recipe: Recipe, plan: Plan, executor: Executor) -> Result<Trainer, FoldError> {
+        let (ledger, planner) = (Ledger::default(), recipe.planner());
+        plan.check(&recipe.network).map_err(FoldError::Contract)?;
+        let Recipe { network, optimiser, learning_rate, seed, .. } = recipe;
+        let pipeline = Pipeline::new(network, optimiser, learning_rate, plan, seed, ledger.clone())?;
+        let (plan, minimum_bytes) = (pipeline.plan().clone(), planner.minimum(0).bytes.total());
+        let engine = Engine::new(pipeline, executor);
+        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, issued: Vec::new() })
     }
 
-    /// Waits for the step in flight, if there is one.
-    fn finish(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
-        match std::mem::replace(&mut self.place, Place::Lost) {
-            Place::Here(core) => self.place = Place::Here(core),
-            Place::Away(pending, credit) => {
-                let (core, outcome) = pending.wait().map_err(|panicked| FoldError::Panicked(panicked.0))?;
-                drop(credit);
-                self.place = Place::Here(core);
-                outcomes.push(outcome?);
-            }
-            Place::Lost => return Err(lost()),
-        }
-        Ok(())
-    }
-
-    fn core(&self) -> Result<&Core, FoldError> {
-        match &self.place {
-            Place::Here(core) => Ok(core),
-            Place::Away(..) => Err(FoldError::Contract("a step is in flight: drain first".into())),
-            Place::Lost => Err(lost()),
-        }
-    }
-
-    fn core_mut(&mut self) -> Result<&mut Core, FoldError> {
-        match &mut self.place {
-            Place::Here(core) => Ok(core),
-            Place::Away(..) => Err(FoldError::Contract("a step is in flight: drain first".into())),
-            Place::Lost => Err(lost()),
-        }
-    }
-
-    /// What a step of `rows` rows holds at most; most steps have as many rows as the one before.
-    fn bytes_of(&mut self, rows: usize) -> u64 {
-        if self.last_step.0 != rows {
-            let bytes = step_bytes(&self.recipe.network, rows, self.recipe.optimiser.fuses()).total();
-            self.last_step = (rows, bytes);
-        }
-        self.last_step.1
+    /// Steps that were given so far; the fold is drained.
+    pub fn ordinal(&self) -> Result<u64, FoldError> {
+        Ok(self.engine.at_rest()?.ordinal())
     }
 
     /// Snapshots that somebody holds.
@@ -133,8 +87,7 @@ impl Trainer {
         self.issued.len()
     }
 
-    fn set_plan(&mut self, plan: Plan) {
-        self.credits = Credits::new(plan.bytes.step.total());
+    fn set_plan(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
         self.ledger.reset_high_water();
     }
@@ -149,10 +102,6 @@ pub fn check_learning_rate(learning_rate: f64) -> Result<(), String> {
     }
 }
 
-fn lost() -> FoldError {
-    FoldError::Contract("the state was lost with a step that panicked".into())
-}
-
 impl Fold for Trainer {
     fn apply(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
         if step.rows.count == 0 || step.rows.count > self.plan.step_rows {
@@ -161,35 +110,25 @@ impl Fold for Trainer {
                 step.rows.count, self.plan.step_rows
             )));
         }
-        self.finish(outcomes)?;
         while self.snapshots_alive() > self.plan.publication.copies() {
             std::thread::sleep(READER_WAIT);
         }
-        let bytes = self.bytes_of(step.rows.count);
-        let Some(credit) = self.credits.reserve(bytes) else {
-            return Err(FoldError::Contract(format!("a step of {bytes} bytes does not fit the plan")));
-        };
-        match std::mem::replace(&mut self.place, Place::Lost) {
-            Place::Here(mut core) => {
-                let pending = self.pool.spawn(move || {
-                    let outcome = core.step(&step);
-                    (core, outcome)
-                });
-                self.place = Place::Away(pending, credit);
-                Ok(())
-            }
-            Place::Away(..) | Place::Lost => Err(lost()),
-        }
+        self.engine.apply(step, outcomes)
     }
 
     fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
-        self.finish(outcomes)
+        self.engine.drain(outcomes)
     }
 
-    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum> {
-        let start = self.core().map_or(self.plan.start, Core::ordinal);
-        let plan = self.recipe.planner().choose(start, budget_bytes)?;
-        Ok(serde_json::json!(plan))
+    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<Value, BelowMinimum> {
+        let start = self.ordinal().unwrap_or(self.plan.start);
+        Ok(json!(self.planner.choose(start, budget_bytes)?))
+    }
+
+    fn complete_plan(&self, wish: &Value, budget_bytes: u64) -> Result<Value, PlanError> {
+        let wish: Wish = serde_json::from_value(wish.clone()).map_err(|error| PlanError::Refused(error.to_string()))?;
+        let start = self.ordinal().unwrap_or(self.plan.start);
+        Ok(json!(self.planner.complete(start, &wish, budget_bytes)?))
     }
 
     fn check(&self, change: &Change) -> Result<(), String> {
@@ -200,37 +139,51 @@ impl Fold for Trainer {
     }
 
     fn execute(&mut self, change: &Change) -> Result<(), FoldError> {
+        let pipeline = self.engine.at_rest_mut()?;
         match change {
             Change::Plan(plan) => {
                 let plan: Plan = serde_json::from_value(plan.clone())
                     .map_err(|error| FoldError::Contract(format!("the decision's plan is not a network's: {error}")))?;
-                self.core_mut()?.follow(plan.clone())?;
+                pipeline.follow(plan)?;
+                let plan = pipeline.plan().clone();
                 self.set_plan(plan);
             }
-            Change::LearningRate(learning_rate) => self.core_mut()?.set_learning_rate(*learning_rate),
+            Change::LearningRate(learning_rate) => {
+                pipeline.set_learning_rate(*learning_rate);
+                self.learning_rate = *learning_rate;
+            }
         }
         Ok(())
     }
 
-    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
+    fn begin_snapshot(&mut self, outcomes: &mut Vec<Outcome>) -> Result<bool, FoldError> {
         // One is with the readers and one more may be: a third would be a copy that no plan counts.
         if self.snapshots_alive() > 1 {
-            return Ok(None);
+            return Ok(false);
         }
-        let core = self.core()?;
-        let weights = core.layers().iter().map(|layer| layer.weights().clone()).collect();
-        let snapshot = Arc::new(NetworkSnapshot::new(core.network().clone(), weights));
+        if self.plan.publication == Publication::AtDrain {
+            self.engine.drain(outcomes)?;
+        }
+        self.engine.look(Pipeline::begin_capture)?;
+        Ok(true)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
+        let Some(snapshot) = self.engine.look(Pipeline::take_capture)? else { return Ok(None) };
+        let snapshot = Arc::new(snapshot);
         self.issued.push(Arc::downgrade(&snapshot));
         Ok(Some(snapshot))
     }
 
     fn checkpoint(&self) -> Result<StateRef<'_>, FoldError> {
-        self.core()?.state()
+        self.engine.at_rest()?.state()
     }
 
     fn restore(&mut self, state: State) -> Result<(), FoldError> {
-        self.core_mut()?.restore(state)?;
-        let plan = self.core()?.plan().clone();
+        let pipeline = self.engine.at_rest_mut()?;
+        *pipeline = pipeline.restored(state)?;
+        self.learning_rate = pipeline.learning_rate();
+        let plan = pipeline.plan().clone();
         self.set_plan(plan);
         Ok(())
     }
@@ -240,7 +193,7 @@ impl Fold for Trainer {
     }
 
     fn learning_rate(&self) -> Option<f64> {
-        self.core().map(Core::learning_rate).ok()
+        Some(self.learning_rate)
     }
 
     fn ledger(&self) -> &Ledger {
@@ -251,8 +204,21 @@ impl Fold for Trainer {
         self.plan.bytes.total()
     }
 
+    fn planned_part_bytes(&self, part: Part) -> u64 {
+        self.plan.bytes.part(part)
+    }
+
     fn minimum_bytes(&self) -> u64 {
-        self.recipe.planner().minimum(0).bytes.total()
+        self.minimum_bytes
+    }
+
+    fn outline(&self) -> Value {
+        let layers = self.planner.network.layers.iter().enumerate();
+        let of_layer = layers.map(|(number, layer)| {
+            let parameters: usize = layer.parameters().iter().map(network::Parameter::elements).sum();
+            json!({ "layer": number, "name": layer.name(), "output_shape": layer.output_shape(), "parameters": parameters })
+        });
+        json!({ "layers": of_layer.collect::<Vec<_>>() })
     }
 
     fn identity(&self) -> String {

@@ -23,6 +23,7 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::fold::PlanError;
 use crate::metrics::Metrics;
 use crate::model::kind::SpecError;
 use crate::model::live::ChangeError;
@@ -69,13 +70,13 @@ pub fn router(app: Arc<App>) -> Router {
     let read = Router::new()
         .route("/v1/streams", get(streams::list))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}/plan", get(models::plan))
         .route("/v1/models/{model}/predict", post(models::predict));
     let ingest = Router::new().route("/v1/streams/{stream}/batches", post(streams::post_batch));
     let administer = Router::new()
         .route("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete))
         .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))
-        .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget));
+        .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget))
+        .route("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan));
     Router::new()
         .merge(read)
         .merge(ingest)
@@ -142,6 +143,12 @@ impl From<ChangeError> for Problem {
     fn from(error: ChangeError) -> Self {
         match error {
             ChangeError::BelowMinimum(below) => below.into(),
+            ChangeError::Plan(PlanError::OverBudget { planned_bytes, budget_bytes }) => {
+                Problem::unprocessable("plan_over_budget", error.to_string())
+                    .with("planned_bytes", planned_bytes)
+                    .with("budget_bytes", budget_bytes)
+            }
+            ChangeError::Plan(PlanError::Refused(_)) => Problem::unprocessable("invalid_plan", error.to_string()),
             ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Gone(name) => Problem::not_found("model", &name),

@@ -17,6 +17,7 @@ use super::App;
 use super::body;
 use super::problem::Problem;
 use super::request;
+use crate::allocator;
 use crate::fold::{Predictions, Score, Version};
 use crate::ledger::Part;
 use crate::limits::{PREDICT_NUMBERS_MAX, PREDICT_ROWS_MAX};
@@ -83,10 +84,30 @@ pub(super) async fn patch(
     Ok(Json(view(&live)))
 }
 
-pub(super) async fn plan(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+pub(super) async fn get_plan(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    Ok(Json(plan(&*app.models.get(&name)?)))
+}
+
+/// A plan that a person wrote, followed by a decision like any other; the next change of the budget chooses anew.
+pub(super) async fn put_plan(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
     let live = app.models.get(&name)?;
-    let plan = live.status_lent().plan.clone();
-    Ok(Json(json!({ "model": live.name, "plan": plan, "memory": memory(&live) })))
+    let wish: Value = request::json(&headers, body, app.body_limits).await?;
+    live.set_plan(wish).await?;
+    Ok(Json(plan(&live)))
+}
+
+/// The plan that is followed, what it was written for, and its bytes.
+fn plan(live: &Live) -> Value {
+    let (plan, outline) = {
+        let status = live.status_lent();
+        (status.plan.clone(), status.outline.clone())
+    };
+    json!({ "model": live.name, "plan": plan, "outline": outline, "memory": memory(live) })
 }
 
 pub(super) async fn get_budget(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
@@ -257,17 +278,25 @@ fn scores(score: Score, classified: bool) -> Value {
     json!({ "rows": score.rows, "accuracy": accuracy, "loss": share(score.loss) })
 }
 
-/// Bytes of a model: what it may hold, what its plan reckons with, what it holds, by part.
+/// Bytes of a model: what it may hold, and by part what its plan reckons with at most, what it holds now and what it held at most.
+/// The allocator's are the whole process's.
 fn memory(live: &Live) -> Value {
     let status = live.status();
-    let parts: serde_json::Map<String, Value> =
-        Part::ALL.into_iter().map(|part| (part.name().to_owned(), live.ledger.used(part).into())).collect();
+    let part = |(part, planned): (Part, &u64)| {
+        let bytes = json!({
+            "planned_bytes": planned,
+            "used_bytes": live.ledger.used(part),
+            "high_water_bytes": live.ledger.part_high_water(part),
+        });
+        (part.name().to_owned(), bytes)
+    };
     json!({
         "budget_bytes": status.budget_bytes,
         "minimum_bytes": status.minimum_bytes,
         "planned_bytes": status.planned_bytes,
         "used_bytes": live.ledger.total(),
         "high_water_bytes": live.ledger.high_water(),
-        "parts": parts,
+        "parts": Part::ALL.into_iter().zip(&status.planned_parts).map(part).collect::<serde_json::Map<_, _>>(),
+        "process": { "allocated_bytes": allocator::live_bytes(), "allocated_high_water_bytes": allocator::peak_bytes() },
     })
 }

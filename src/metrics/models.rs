@@ -38,6 +38,8 @@ pub struct ModelFigures {
     pub ledger_high_water_bytes: u64,
     /// What the plan will hold at most.
     pub planned_bytes: u64,
+    /// What it will hold at most, by part.
+    pub planned_part_bytes: Vec<(Part, u64)>,
     /// The budget; none where it is unconstrained.
     pub memory_budget_bytes: Option<u64>,
 }
@@ -161,6 +163,9 @@ fn memory(models: &[ModelFigures]) -> Vec<MetricFamily> {
         ),
         plain(GAUGE, "mustela_planned_bytes", "What the present plan will hold at most.", models, |m| {
             Some(m.planned_bytes as f64)
+        }),
+        labelled(GAUGE, "mustela_planned_part_bytes", "What the present plan will hold at most, by part.", "part", models, |m| {
+            m.planned_part_bytes.iter().map(|(part, bytes)| (part.name(), *bytes as f64)).collect()
         }),
         plain(GAUGE, "mustela_memory_budget_bytes", "The budget; absent where it is unconstrained.", models, |m| {
             m.memory_budget_bytes.map(|bytes| bytes as f64)

@@ -25,6 +25,7 @@ fn figures(model: &str) -> ModelFigures {
         ledger_bytes: vec![(Part::Weights, 4096), (Part::Gradients, 1024)],
         ledger_high_water_bytes: 8192,
         planned_bytes: 9000,
+        planned_part_bytes: vec![(Part::Weights, 400)],
         memory_budget_bytes: Some(10_000),
     }
 }
@@ -70,7 +71,7 @@ fn names_keep_the_conventions() {
         assert!(known.contains(&unit) || unitless.contains(&unit), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 32);
+    assert_eq!(seen.len(), 33);
 }
 
 #[test]

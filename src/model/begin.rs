@@ -163,10 +163,11 @@ impl Models {
         if let Some((budget_bytes, plan)) = followed {
             (status.budget_bytes, status.plan) = (budget_bytes, plan);
         }
-        status.planned_bytes = fold.planned_bytes();
-        status.minimum_bytes = fold.minimum_bytes();
-        status.learning_rate = fold.learning_rate();
+        status.note(fold.as_ref());
+        status.outline = fold.outline();
         status.checkpoint = figures;
+        // Nothing is in flight, so it is there at once.
+        fold.begin_snapshot(&mut Vec::new())?;
         let snapshot = fold.snapshot()?.ok_or_else(|| ModelError::Inconsistent("a new fold has no snapshot".into()))?;
         let (predict_rows, predict_seconds) = self.series(&name);
         let live = Arc::new(Live {
@@ -197,6 +198,7 @@ impl Models {
             queue: Queue::default(),
             published_at: Instant::now(),
             publish_now: false,
+            publishing: None,
             saved_at: Instant::now(),
             saved_version: head.as_ref().map(|head| head.version),
             save_again_at: None,

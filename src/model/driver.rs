@@ -45,6 +45,8 @@ pub(super) struct Driver {
     pub(super) queue: Queue,
     pub(super) published_at: Instant,
     pub(super) publish_now: bool,
+    /// The version of the snapshot that the fold is making.
+    pub(super) publishing: Option<Version>,
     pub(super) saved_at: Instant,
     pub(super) saved_version: Option<Version>,
     /// Not before this moment, because the last attempt failed.
@@ -106,7 +108,9 @@ impl Driver {
         loop {
             let command = self.commands.try_recv().ok()?;
             match command {
-                Command::Budget(..) | Command::LearningRate(..) if !self.decisions.is_empty() => self.deferred.push_back(command),
+                Command::Budget(..) | Command::Plan(..) | Command::LearningRate(..) if !self.decisions.is_empty() => {
+                    self.deferred.push_back(command)
+                }
                 command => return Some(command),
             }
         }
@@ -117,9 +121,7 @@ impl Driver {
         self.execute_due()?;
         let Some(step) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
             self.drain()?;
-            if self.publish_is_due(true) {
-                self.publish()?;
-            }
+            self.publish_if_due(true)?;
             self.checkpoint_if_due()?;
             return Ok(Next::Idle);
         };
@@ -129,9 +131,7 @@ impl Driver {
         self.fold.apply(step, &mut outcomes)?;
         self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
-        if self.publish_is_due(false) {
-            self.publish()?;
-        }
+        self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
         Ok(Next::Again)
     }
@@ -162,9 +162,7 @@ impl Driver {
             status.budget_bytes = *budget_bytes;
             status.plan = plan.clone();
         }
-        status.learning_rate = self.fold.learning_rate();
-        status.planned_bytes = self.fold.planned_bytes();
-        status.minimum_bytes = self.fold.minimum_bytes();
+        status.note(self.fold.as_ref());
         Ok(())
     }
 
@@ -180,6 +178,14 @@ impl Driver {
             Command::Budget(budget_bytes, reply) => {
                 let answer = self.change(|driver| {
                     let plan = driver.fold.propose_plan(Some(driver.ground.within(budget_bytes)))?;
+                    Ok(What::Plan { budget_bytes, plan })
+                });
+                answer_to(reply, answer);
+            }
+            Command::Plan(wish, reply) => {
+                let answer = self.change(|driver| {
+                    let budget_bytes = driver.live.status.lock().budget_bytes;
+                    let plan = driver.fold.complete_plan(&wish, driver.ground.within(budget_bytes))?;
                     Ok(What::Plan { budget_bytes, plan })
                 });
                 answer_to(reply, answer);
@@ -211,7 +217,7 @@ impl Driver {
             ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
             other => ChangeError::Failed(other.to_string()),
         })?;
-        self.publish().map_err(failed)
+        self.publish_if_due(true).map_err(failed)
     }
 
     fn drain(&mut self) -> Result<(), ModelError> {
@@ -256,20 +262,26 @@ impl Driver {
         self.live.status.lock().version
     }
 
-    fn publish_is_due(&self, idle: bool) -> bool {
-        let behind = self.live.published.load().version < self.version();
-        behind && (idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval)
-    }
-
-    /// Hands readers the newest weights, unless the plan has no room for another copy just now.
-    fn publish(&mut self) -> Result<(), ModelError> {
-        self.drain()?;
+    /// Hands readers a newer snapshot when it is time. It is begun at half the interval, so that the one that readers see is no
+    /// older than the interval when the next has come through the pipeline.
+    fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
+        let behind = self.live.published.load().version < self.cursor;
+        let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
+        if self.publishing.is_none() && behind && due {
+            let mut outcomes = Vec::new();
+            let begun = self.fold.begin_snapshot(&mut outcomes);
+            self.settle(outcomes);
+            if begun? {
+                (self.publishing, self.publish_now) = (Some(self.cursor), false);
+                self.published_at = Instant::now();
+            }
+        }
+        let Some(version) = self.publishing else { return Ok(()) };
         if let Some(snapshot) = self.fold.snapshot()? {
-            let version = self.version();
+            self.publishing = None;
             self.live.published.store(Arc::new(Published { version, snapshot }));
-            self.live.progress.send_modify(|progress| progress.version = version);
-            self.publish_now = false;
-            self.published_at = Instant::now();
+            // Whoever waits looks again.
+            self.live.progress.send_modify(|_| {});
         }
         Ok(())
     }
@@ -351,7 +363,7 @@ impl Driver {
 pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
     for command in commands {
         match command {
-            Command::Budget(_, reply) | Command::LearningRate(_, reply) => {
+            Command::Budget(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
                 answer_to(reply, Err(ChangeError::Failed(failure)));
             }

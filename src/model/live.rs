@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::spec::ModelSpec;
 use super::status::{Learned, Status};
-use crate::fold::{BelowMinimum, Score, Sequence, Snapshot, Version};
+use crate::fold::{BelowMinimum, PlanError, Score, Sequence, Snapshot, Version};
 use crate::ledger::{Ledger, Part};
 use crate::metrics::{ModelFigures, RowFigures, ScoreFigures};
 use crate::stream::Stream;
@@ -29,6 +29,8 @@ pub struct Published {
 pub enum Command {
     /// Another memory budget in bytes (none: unconstrained); answered when the new plan is followed.
     Budget(Option<u64>, oneshot::Sender<Result<(), ChangeError>>),
+    /// A plan that a person wrote; answered when it is followed.
+    Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// Another learning rate; answered when it holds.
     LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
     /// Publish as soon as may be: somebody waits to see its own rows.
@@ -48,6 +50,9 @@ pub enum ChangeError {
     /// No plan fits.
     #[error(transparent)]
     BelowMinimum(#[from] BelowMinimum),
+    /// The plan is not one of this model, or does not fit its budget.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The model stands still.
     #[error("the model has failed: {0}")]
     Failed(String),
@@ -158,6 +163,7 @@ impl Live {
             ledger_bytes: Part::ALL.into_iter().map(|part| (part, self.ledger.used(part))).collect(),
             ledger_high_water_bytes: self.ledger.high_water(),
             planned_bytes: status.planned_bytes,
+            planned_part_bytes: Part::ALL.into_iter().zip(status.planned_parts.iter().copied()).collect(),
             memory_budget_bytes: status.budget_bytes,
         }
     }
@@ -165,6 +171,11 @@ impl Live {
     /// Changes the memory budget (bytes; none: unconstrained) by a decision.
     pub async fn set_budget(&self, budget_bytes: Option<u64>) -> Result<(), ChangeError> {
         self.ask(|reply| Command::Budget(budget_bytes, reply)).await
+    }
+
+    /// Follows a plan that a person wrote, by a decision.
+    pub async fn set_plan(&self, wish: serde_json::Value) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::Plan(wish, reply)).await
     }
 
     /// Changes the learning rate by a decision.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::kind::{Kind, SpecError};
+use crate::ferret::executor::Executor;
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer, check_learning_rate};
 use crate::fold::Fold;
@@ -67,7 +68,16 @@ impl NetworkKind {
             return Err(SpecError::Settings(format!("step_rows is {step_rows}, allowed are 1 to {}", limits::STEP_ROWS_MAX)));
         }
         let network = Arc::new(network);
-        Ok(Recipe { network, optimiser: settings.optimiser, learning_rate, seed: settings.seed, step_rows, queued_bytes })
+        let threads = self.pool.threads();
+        Ok(Recipe {
+            network,
+            optimiser: settings.optimiser,
+            learning_rate,
+            seed: settings.seed,
+            step_rows,
+            queued_bytes,
+            threads,
+        })
     }
 }
 
@@ -103,6 +113,6 @@ impl Kind for NetworkKind {
     ) -> Result<Box<dyn Fold>, SpecError> {
         let recipe = self.recipe(settings, schema, queued_bytes)?;
         let plan = recipe.planner().minimum(0);
-        Ok(Box::new(Trainer::new(recipe, plan, self.pool.clone())?))
+        Ok(Box::new(Trainer::new(recipe, plan, Executor::Threads(self.pool.clone()))?))
     }
 }

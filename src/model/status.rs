@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fold::{Outcome, Score, Sequence, Verdict, Version};
+use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
+use crate::ledger::Part;
 
 /// Ends of steps that are remembered for a client that waits for its own rows.
 const RECENT_OUTCOMES: usize = 512;
@@ -114,8 +115,12 @@ pub struct Status {
     pub budget_bytes: Option<u64>,
     /// The plan that is followed.
     pub plan: serde_json::Value,
+    /// What a person who writes a plan has to know of what is learned.
+    pub outline: serde_json::Value,
     /// What the plan holds at most.
     pub planned_bytes: u64,
+    /// What it holds at most for each part, in their order.
+    pub planned_parts: Vec<u64>,
     /// The smallest budget.
     pub minimum_bytes: u64,
     /// The learning rate that holds; none for a kind without one.
@@ -139,7 +144,9 @@ impl Status {
             tally,
             budget_bytes: None,
             plan: serde_json::Value::Null,
+            outline: serde_json::Value::Null,
             planned_bytes: 0,
+            planned_parts: vec![0; Part::ALL.len()],
             minimum_bytes: 0,
             learning_rate: None,
             checkpoint: None,
@@ -148,6 +155,14 @@ impl Status {
             recent: VecDeque::with_capacity(RECENT_OUTCOMES),
             rate: Rate::default(),
         }
+    }
+
+    /// Notes what a fold says of its present plan and settings.
+    pub fn note(&mut self, fold: &dyn Fold) {
+        self.planned_bytes = fold.planned_bytes();
+        self.planned_parts = Part::ALL.into_iter().map(|part| fold.planned_part_bytes(part)).collect();
+        self.minimum_bytes = fold.minimum_bytes();
+        self.learning_rate = fold.learning_rate();
     }
 
     /// Notes the end of a step.
@@ -162,6 +177,10 @@ impl Status {
                 tally.counters.learned += outcome.rows;
                 None
             }
+            Verdict::LearnedInPart => {
+                tally.counters.learned_in_part += outcome.rows;
+                None
+            }
             Verdict::Quarantined(reason) => {
                 tally.counters.quarantined += outcome.rows;
                 Some(reason.clone())
@@ -174,7 +193,7 @@ impl Status {
         if self.recent.len() == RECENT_OUTCOMES {
             self.recent.pop_front();
         }
-        let quarantined = if outcome.verdict == Verdict::Learned { 0 } else { outcome.rows };
+        let quarantined = if matches!(outcome.verdict, Verdict::Quarantined(_)) { outcome.rows } else { 0 };
         self.recent.push_back(Recent { first, last: outcome.last, quarantined, score: outcome.score });
         self.rate.add(outcome.rows, now);
     }

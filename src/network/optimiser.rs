@@ -3,7 +3,7 @@
 //! Their state is tensors in the shape of each parameter, owned by the trainer, so that it can be saved. Formulas are PyTorch's, step
 //! for step, and tests hold them to it.
 
-use candle_core::{CpuStorage, Error, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::element::Element;
@@ -154,6 +154,16 @@ impl Optimiser {
     }
 }
 
+/// `sum += gradient`, in place: nobody else may hold the storage of `sum`.
+pub fn add(sum: &Tensor, gradient: &Gradient) -> Result<()> {
+    add_gradient(sum, 1.0, 1.0, gradient)
+}
+
+/// `tensor *= factor`, in place: nobody else may hold its storage.
+pub fn scale(tensor: &Tensor, factor: f64) -> Result<()> {
+    tensor.inplace_op1(&Scale(factor))
+}
+
 /// `target := keep · target + scale · gradient`.
 fn add_gradient(target: &Tensor, keep: f64, scale: f64, gradient: &Gradient) -> Result<()> {
     match gradient {
@@ -170,6 +180,23 @@ macro_rules! by_storage {
             _ => $run::<f32>($($argument),*),
         }
     };
+}
+
+/// `target := factor · target`.
+struct Scale(f64);
+
+impl InplaceOp1 for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        fn run<T: Element>(factor: f64, to: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            elementwise::scale(target::<T>(to, layout)?, T::from_f64(factor));
+            Ok(())
+        }
+        by_storage!(to, run(self.0, to, layout))
+    }
 }
 
 enum Power {

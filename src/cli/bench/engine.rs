@@ -13,10 +13,9 @@ use serde::Serialize;
 
 use super::{autograd, median, service, time};
 use crate::cli::Failure;
-use crate::ferret::core::Core;
-use crate::ferret::trainer::Recipe;
-use crate::fold::{Step, Verdict};
-use crate::ledger::Ledger;
+use crate::ferret::executor::Executor;
+use crate::ferret::trainer::{Recipe, Trainer};
+use crate::fold::{Fold, Outcome, Step, Verdict};
 use crate::network::{Architecture, Loss, Network, Optimiser};
 use crate::rows::{Block, Element, Rows, Target};
 
@@ -110,18 +109,15 @@ fn measure(case: &Case, quick: bool) -> Result<Measured, Failure> {
     let rows = random_rows(case.input.iter().product(), case.rows);
     let mut peer = autograd::Peer::new(&network, &rows, LEARNING_RATE)?;
     let mut ours = trainer(network, case.rows)?;
-    let step = Step { first: 1, rows };
-    let first_loss = ours.step(&step)?.score.loss / case.rows as f64;
+    let rows = Step { first: 1, rows };
+    let first_loss = step(&mut ours, &rows)?.score.loss / case.rows as f64;
     let loss_difference = (first_loss - peer.step()?).abs();
     let one = median(time(3, || peer.step().map(|_| ()))?);
     let seconds_a_block = if quick { 0.15 } else { 1.0 };
     let rounds = ((seconds_a_block / one) as usize).clamp(3, 2000);
     let (mut mustela, mut candle) = (Vec::new(), Vec::new());
     for _ in 0..BLOCKS {
-        mustela.extend(time(rounds, || match ours.step(&step)?.verdict {
-            Verdict::Learned => Ok(()),
-            Verdict::Quarantined(reason) => Err(reason.into()),
-        })?);
+        mustela.extend(time(rounds, || step(&mut ours, &rows).map(|_| ()))?);
         candle.extend(time(rounds, || peer.step().map(|_| ()))?);
     }
     let (mustela_ms, candle_ms) = (median(mustela) * 1e3, median(candle) * 1e3);
@@ -129,12 +125,31 @@ fn measure(case: &Case, quick: bool) -> Result<Measured, Failure> {
     Ok(Measured { network: case.name, batch_rows: case.rows, mustela_ms, candle_ms, ratio, goal: case.goal, loss_difference })
 }
 
-fn trainer(network: Arc<Network>, step_rows: usize) -> Result<Core, Failure> {
-    let optimiser = Optimiser::default();
-    let recipe = Recipe { network, optimiser, learning_rate: LEARNING_RATE, seed: autograd::SEED, step_rows, queued_bytes: 0 };
+/// A trainer whose steps run on the caller's thread, one after the other.
+fn trainer(network: Arc<Network>, step_rows: usize) -> Result<Trainer, Failure> {
+    let recipe = Recipe {
+        network,
+        optimiser: Optimiser::default(),
+        learning_rate: LEARNING_RATE,
+        seed: autograd::SEED,
+        step_rows,
+        queued_bytes: 0,
+        threads: 1,
+    };
     let plan = recipe.planner().minimum(0);
-    let Recipe { network, optimiser, learning_rate, seed, .. } = recipe;
-    Ok(Core::new(network, optimiser, learning_rate, plan, seed, Ledger::default())?)
+    Ok(Trainer::new(recipe, plan, Executor::Filling)?)
+}
+
+/// One step to its end.
+fn step(trainer: &mut Trainer, step: &Step) -> Result<Outcome, Failure> {
+    let mut outcomes = Vec::with_capacity(1);
+    trainer.apply(step.clone(), &mut outcomes)?;
+    trainer.drain(&mut outcomes)?;
+    let outcome = outcomes.pop().ok_or("the step did not end")?;
+    match outcome.verdict {
+        Verdict::Learned => Ok(outcome),
+        Verdict::LearnedInPart | Verdict::Quarantined(_) => Err("the step was refused".into()),
+    }
 }
 
 /// Rows of uniform features in [0, 1) and classes 0 to 9, always the same ones.

@@ -35,7 +35,7 @@ pub(crate) fn relu_backward<T: Element>(gradient: &mut [T], output: &[T]) {
     );
 }
 
-/// `target := target + source`.
+/// `target += source`.
 pub(crate) fn add<T: Element>(target: &mut [T], source: &[T]) {
     dispatch(
         #[inline(always)]
@@ -53,6 +53,18 @@ pub(crate) fn sum_of<T: Element>(a: &[T], b: &[T]) -> Vec<T> {
         #[inline(always)]
         || a.iter().zip(b).map(|(&a, &b)| a + b).collect(),
     )
+}
+
+/// `values := factor · values`.
+pub(crate) fn scale<T: Element>(values: &mut [T], factor: T) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for value in values {
+                *value *= factor;
+            }
+        },
+    );
 }
 
 /// The sum of the rows of a `rows × columns` matrix, first to last.

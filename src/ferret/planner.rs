@@ -1,0 +1,292 @@
+//! Choosing a plan: the best that fits a budget, or the one that a person wrote by hand, completed and reckoned.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Plan, PlannedBytes, Publication, Reads, StagePlan, may_begin_segment};
+use super::profile::{TENSOR_HEADER_BYTES, parameter_bytes, statistics_bytes, steps_bytes, tensors, weight_bytes};
+use crate::fold::{BelowMinimum, PlanError};
+use crate::network::{Network, Optimiser};
+
+/// What one model takes beside the storages that are counted one by one: names, channels, scores.
+const OVERHEAD_BYTES: u64 = 32 << 10;
+/// Headers of the tensors that a step in flight has at a layer: output, stash, gradients.
+const STEP_TENSORS: u64 = 3;
+
+/// What a planner must know of one model.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    /// What is trained.
+    pub network: Arc<Network>,
+    /// How.
+    pub optimiser: Optimiser,
+    /// Rows of a step.
+    pub step_rows: usize,
+    /// Bytes of records that the driver holds at most.
+    pub queued_bytes: u64,
+    /// Compute threads that there are.
+    pub threads: usize,
+}
+
+/// A plan as a person writes it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// The stages, from the input's side on.
+    pub stages: Vec<StageWish>,
+    /// See [`Plan::workers`].
+    #[serde(default = "one")]
+    pub workers: u64,
+    /// See [`Plan::publication`].
+    #[serde(default)]
+    pub publication: Publication,
+}
+
+/// A stage as a person writes it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageWish {
+    /// See [`StagePlan::layers`].
+    pub layers: Range<usize>,
+    /// See [`StagePlan::recompute`].
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// See [`StagePlan::accumulation`].
+    #[serde(default = "one")]
+    pub accumulation: u64,
+    /// See [`StagePlan::stride`].
+    #[serde(default = "one")]
+    pub stride: u64,
+}
+
+/// What of a stage is recomputed.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum Recompute {
+    /// Nothing, or whatever saves the most bytes: the stage as a whole, or segment by segment.
+    Whether(bool),
+    /// The first layers of the segments.
+    Segments(Vec<usize>),
+}
+
+impl Default for Recompute {
+    fn default() -> Self {
+        Recompute::Whether(false)
+    }
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Planner {
+    /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
+    pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
+        let mut plan = Plan {
+            start,
+            stages,
+            workers,
+            reads: Reads::Ferret,
+            step_rows: self.step_rows,
+            publication,
+            threads: 1,
+            bytes: PlannedBytes::default(),
+        };
+        plan.threads = self.threads.min(usize::try_from(plan.in_flight()).unwrap_or(usize::MAX)).max(1);
+        plan.bytes = self.bytes(&plan);
+        plan
+    }
+
+    fn bytes(&self, plan: &Plan) -> PlannedBytes {
+        let (weights, all) = (weight_bytes(&self.network), 0..self.network.layers.len());
+        let copies = plan.publication.copies() as u64;
+        let mut bytes = PlannedBytes {
+            weights,
+            // Every step in flight has the statistics of its own moment.
+            weight_versions: plan.in_flight() * statistics_bytes(&self.network),
+            snapshots: weights * copies,
+            optimiser: parameter_bytes(&self.network, all) * self.optimiser.state_count() as u64,
+            steps: steps_bytes(&self.network, plan, self.optimiser.fuses()),
+            queued_rows: self.queued_bytes,
+            ..PlannedBytes::default()
+        };
+        let mut headers = 0;
+        for (number, stage) in plan.stages.iter().enumerate() {
+            let parameters = parameter_bytes(&self.network, stage.layers.clone());
+            bytes.weight_versions += (plan.versions(number) - 1) * parameters;
+            bytes.accumulators += if stage.accumulation > 1 { parameters } else { 0 };
+            // A gradient for each parameter, and what a step has at each layer.
+            let of_step = tensors(&self.network, stage.layers.clone()) + STEP_TENSORS * stage.layers.len() as u64;
+            headers += plan.lag(number) * of_step;
+        }
+        bytes.overhead = OVERHEAD_BYTES + headers * TENSOR_HEADER_BYTES;
+        bytes
+    }
+
+    fn sequential(&self, start: u64, publication: Publication) -> Plan {
+        self.plan(start, vec![StagePlan::whole(0..self.network.layers.len())], 1, publication)
+    }
+
+    /// The plan that needs the least memory of those that are offered.
+    pub fn minimum(&self, start: u64) -> Plan {
+        self.sequential(start, Publication::AtDrain)
+    }
+
+    /// The best plan within `budget_bytes`, from step `start` on.
+    pub fn choose(&self, start: u64, budget_bytes: Option<u64>) -> Result<Plan, BelowMinimum> {
+        let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
+        [Publication::Continuous, Publication::AtDrain]
+            .into_iter()
+            .map(|publication| self.sequential(start, publication))
+            .find(|plan| plan.bytes.total() <= budget_bytes)
+            .ok_or_else(|| BelowMinimum { budget_bytes, minimum_bytes: self.minimum(start).bytes.total() })
+    }
+
+    /// The plan that a person wrote, completed, from step `start` on; it must fit `budget_bytes`.
+    pub fn complete(&self, start: u64, wish: &Wish, budget_bytes: u64) -> Result<Plan, PlanError> {
+        if let Some(number) = wish.stages.iter().position(|stage| stage.stride > 1) {
+            return Err(PlanError::Refused(format!(
+                "stage {number} would omit steps, and this model learns every row (overload policy `backpressure`)"
+            )));
+        }
+        let stages = wish.stages.iter().map(|stage| StagePlan {
+            layers: stage.layers.clone(),
+            recompute: match &stage.recompute {
+                Recompute::Segments(first) => first.clone(),
+                Recompute::Whether(_) => Vec::new(),
+            },
+            accumulation: stage.accumulation,
+            stride: stage.stride,
+        });
+        let bare = Plan {
+            start,
+            stages: stages.collect(),
+            workers: wish.workers,
+            reads: Reads::Ferret,
+            step_rows: self.step_rows,
+            publication: wish.publication,
+            threads: 1,
+            bytes: PlannedBytes::default(),
+        };
+        bare.check(&self.network).map_err(PlanError::Refused)?;
+        let mut stages = bare.stages;
+        for (number, of_wish) in wish.stages.iter().enumerate() {
+            if let Recompute::Whether(true) = of_wish.recompute {
+                stages[number].recompute = self.recompute(start, &stages, number, wish.workers);
+            }
+        }
+        let plan = self.plan(start, stages, wish.workers, wish.publication);
+        plan.check(&self.network).map_err(PlanError::Refused)?;
+        let planned_bytes = plan.bytes.total();
+        if planned_bytes > budget_bytes {
+            return Err(PlanError::OverBudget { planned_bytes, budget_bytes });
+        }
+        Ok(plan)
+    }
+
+    /// The recomputation of a stage that leaves the fewest bytes: as a whole, or in segments of about equal activations. Empty where
+    /// nothing saves any.
+    fn recompute(&self, start: u64, stages: &[StagePlan], number: usize, workers: u64) -> Vec<usize> {
+        let layers = stages[number].layers.clone();
+        let outputs: Vec<u64> = layers.clone().map(|layer| self.network.layers[layer].cost(1).output).collect();
+        let all: u64 = outputs.iter().sum();
+        let mut best = (u64::MAX, Vec::new());
+        for segments in 0..=layers.len() as u64 {
+            let recompute = if segments == 0 { Some(Vec::new()) } else { self.segments(&layers, &outputs, all / segments) };
+            let Some(recompute) = recompute else { continue };
+            let mut stages = stages.to_vec();
+            stages[number].recompute = recompute.clone();
+            let bytes = self.plan(start, stages, workers, Publication::AtDrain).bytes.total();
+            if bytes < best.0 {
+                best = (bytes, recompute);
+            }
+        }
+        best.1
+    }
+
+    /// Segments of about `each` bytes of outputs; none if the stage cannot begin one.
+    fn segments(&self, layers: &Range<usize>, outputs: &[u64], each: u64) -> Option<Vec<usize>> {
+        if !may_begin_segment(&self.network, layers.start) {
+            return None;
+        }
+        let (mut first, mut filled) = (vec![layers.start], 0);
+        for (layer, output) in layers.clone().zip(outputs) {
+            if filled >= each.max(1) && may_begin_segment(&self.network, layer) {
+                first.push(layer);
+                filled = 0;
+            }
+            filled += output;
+        }
+        Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{Architecture, Loss};
+
+    fn planner(architecture: &str, shape: &[usize]) -> Planner {
+        let architecture: Architecture = serde_json::from_str(architecture).unwrap();
+        let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
+        Planner { network, optimiser: Optimiser::default(), step_rows: 16, queued_bytes: 0, threads: 2 }
+    }
+
+    fn complete(planner: &Planner, wish: &str) -> Result<Plan, PlanError> {
+        planner.complete(7, &serde_json::from_str(wish).unwrap(), u64::MAX)
+    }
+
+    #[test]
+    fn a_wish_is_completed() {
+        let planner = planner(r#"{"architecture":"convnet"}"#, &[3, 32, 32]);
+        let plan =
+            complete(&planner, r#"{"stages":[{"layers":{"start":0,"end":3}},{"layers":{"start":3,"end":8}}],"workers":2}"#);
+        let plan = plan.unwrap();
+        assert_eq!((plan.start, plan.in_flight(), plan.threads, plan.publication), (7, 4, 2, Publication::Continuous));
+        assert!(plan.bytes.total() > planner.minimum(0).bytes.total());
+    }
+
+    #[test]
+    fn a_wish_that_cannot_be_is_refused_with_the_reason() {
+        let planner = planner(r#"{"architecture":"convnet"}"#, &[3, 32, 32]);
+        for (wish, word) in [
+            (r#"{"stages":[]}"#, "0 stages"),
+            (r#"{"stages":[{"layers":{"start":0,"end":7}}]}"#, "end before layer 7"),
+            (r#"{"stages":[{"layers":{"start":0,"end":9}}]}"#, "8 layers"),
+            (r#"{"stages":[{"layers":{"start":0,"end":3}},{"layers":{"start":4,"end":8}}]}"#, "begin at layer 3"),
+            (r#"{"stages":[{"layers":{"start":0,"end":0}},{"layers":{"start":0,"end":8}}]}"#, "end after it"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8}}],"workers":0}"#, "0 workers"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"accumulation":0}]}"#, "accumulation 0"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"stride":2}]}"#, "omit"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"recompute":[1]}]}"#, "begin with the stage"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"recompute":[0,1]}]}"#, "storage of its input"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"recompute":[0,3,3]}]}"#, "one after the other"),
+            (r#"{"stages":[{"layers":{"start":0,"end":8},"recompute":[0,8]}]}"#, "before layer 8"),
+        ] {
+            let error = complete(&planner, wish).unwrap_err().to_string();
+            assert!(error.contains(word), "{wish}: {error}");
+        }
+        let flat = self::planner(r#"{"architecture":"mlp","hidden":[5],"standardise":true}"#, &[4]);
+        let wish = r#"{"stages":[{"layers":{"start":0,"end":1}},{"layers":{"start":1,"end":4}}]}"#;
+        assert!(complete(&flat, wish).unwrap_err().to_string().contains("learn nothing"));
+        let over = planner.complete(0, &serde_json::from_str(r#"{"stages":[{"layers":{"start":0,"end":8}}]}"#).unwrap(), 1000);
+        assert!(matches!(over, Err(PlanError::OverBudget { budget_bytes: 1000, .. })));
+    }
+
+    #[test]
+    fn segments_save_more_than_a_whole_stage() {
+        let planner = planner(r#"{"architecture":"resnet18","width":8}"#, &[3, 32, 32]);
+        let end = planner.network.layers.len();
+        let bytes = |recompute: Vec<usize>| {
+            let stage = StagePlan { recompute, ..StagePlan::whole(0..end) };
+            planner.plan(0, vec![stage], 1, Publication::AtDrain).bytes.total()
+        };
+        let wish = format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{end}}},"recompute":true}}]}}"#);
+        let chosen = complete(&planner, &wish).unwrap();
+        let segments = chosen.stages[0].recompute.clone();
+        assert!(segments.len() > 1, "{segments:?}");
+        assert!(bytes(segments.clone()) < bytes(vec![0]) && bytes(segments) < bytes(vec![]));
+    }
+}
