@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mustela::allocator;
 use mustela::ferret::executor::Executor;
+use mustela::ferret::plan::Publication;
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
 use mustela::fold::{Fold, Snapshot, Step, Verdict};
@@ -91,14 +92,65 @@ fn check(case: Case, pool: &Pool) {
     agree(&format!("{name}: nothing is left"), allocator::live_bytes() - before.min(allocator::live_bytes()), 0);
 }
 
+/// A plan of several stages or workers over a network.
+struct Piped {
+    name: &'static str,
+    architecture: Architecture,
+    input: Vec<usize>,
+    optimiser: Optimiser,
+    step_rows: usize,
+    wish: &'static str,
+}
+
+/// Lets a pipeline fill as far as its plan lets it, so that it holds the most that it may, and holds the three columns to each other.
+fn check_piped(piped: Piped) {
+    let Piped { name, architecture, input, optimiser, step_rows, wish } = piped;
+    let width = input.iter().product();
+    let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+    let rows = rows(width, step_rows);
+    let (network, learning_rate) = (Arc::new(network), 0.01);
+    let recipe = Recipe { network, optimiser, learning_rate, seed: 1, step_rows, queued_bytes: 0, threads: 1 };
+    let plan = recipe.planner().complete(0, &serde_json::from_str(wish).unwrap(), u64::MAX).unwrap();
+
+    let before = allocator::live_bytes();
+    allocator::reset_peak();
+    let mut trainer = Trainer::new(recipe, plan.clone(), Executor::Filling).unwrap();
+    let mut outcomes = Vec::with_capacity(64);
+    let mut published = Vec::new();
+    for step in 0..60u64 {
+        let first = 1 + step * step_rows as u64;
+        trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
+        // A reader holds the last snapshot while the next one is made, where the plan has room for it.
+        published.extend(trainer.snapshot().unwrap());
+        let held = if plan.publication == Publication::Continuous { 2 } else { 1 };
+        if published.len() > held || (step % 20 == 19 && published.len() == held) {
+            published.remove(0);
+        }
+        if step % 20 == 19 {
+            trainer.begin_snapshot(&mut outcomes).unwrap();
+        }
+    }
+    trainer.drain(&mut outcomes).unwrap();
+    assert!(outcomes.drain(..).all(|outcome| outcome.verdict == Verdict::Learned), "{name}");
+    let (peak, high_water) = (allocator::peak_bytes() - before, trainer.ledger().high_water());
+    let planned = plan.bytes.total();
+    println!("{name}: planned {planned}, ledger {high_water}, allocator {peak}");
+    agree(&format!("{name}: ledger's and allocator's high-water marks"), peak, high_water);
+    assert!(high_water <= planned, "{name}: the ledger's high-water mark {high_water} is over the plan's {planned}");
+    assert!(peak <= planned, "{name}: the allocator's high-water mark {peak} is over {planned}");
+    agree(&format!("{name}: planned and measured"), planned, peak);
+    drop((trainer, published));
+    agree(&format!("{name}: nothing is left"), allocator::live_bytes() - before.min(allocator::live_bytes()), 0);
+}
+
 /// A step that is large enough to touch everything that a thread keeps.
-fn warm_up(pool: &Pool) {
+fn warm_up(executor: Executor) {
     let architecture = Architecture::ConvNet { standardise: Some(false) };
     let network = Arc::new(Network::build(&architecture, &[3, 32, 32], 10, Loss::SoftmaxCrossEntropy, false).unwrap());
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
     let recipe = Recipe { network, optimiser, learning_rate: 0.01, seed: 1, step_rows: 64, queued_bytes: 0, threads: 1 };
     let plan = recipe.planner().minimum(0);
-    let mut trainer = Trainer::new(recipe, plan, Executor::Threads(pool.clone())).unwrap();
+    let mut trainer = Trainer::new(recipe, plan, executor).unwrap();
     let mut outcomes = Vec::new();
     trainer.apply(Step { first: 1, rows: rows(3 * 32 * 32, 64) }, &mut outcomes).unwrap();
     trainer.drain(&mut outcomes).unwrap();
@@ -123,8 +175,9 @@ fn plan_ledger_and_allocator_agree() {
         step_rows,
         constrained,
     };
-    // The gemm's packing space, one for each compute thread, belongs to the process: here it comes before the first model.
-    warm_up(&pool);
+    // The gemm's packing space, one for each thread that computes, belongs to the process: here it comes before the first model.
+    warm_up(Executor::Threads(pool.clone()));
+    warm_up(Executor::Filling);
     for constrained in [false, true] {
         check(case("MLP, batch 1", mlp(), &[784], sgd, 1, constrained), &pool);
         check(case("MLP, batch 64", mlp(), &[784], sgd, 64, constrained), &pool);
@@ -137,4 +190,36 @@ fn plan_ledger_and_allocator_agree() {
         check(case("ResNet-18 of width 16, momentum, batch 16", resnet(), &[3, 32, 32], momentum, 16, constrained), &pool);
         check(case("MNISTNet, momentum, batch 16", mnist(), &[1, 28, 28], momentum, 16, constrained), &pool);
     }
+    let piped = |name, architecture, input: &[usize], optimiser, step_rows, wish| {
+        check_piped(Piped { name, architecture, input: input.to_vec(), optimiser, step_rows, wish });
+    };
+    let deep = || Architecture::Mlp { hidden: vec![256; 7], standardise: Some(false) };
+    let resnet = || Architecture::ResNet18 { width: 16, standardise: Some(false) };
+    let (vector, image) = ([784], [3, 32, 32]);
+    let two = r#"{"stages":[{"layers":{"start":0,"end":2}},{"layers":{"start":2,"end":5}}]}"#;
+    piped("MLP, 2 stages", mlp(), &vector, sgd, 64, two);
+    let drained = r#"{"stages":[{"layers":{"start":0,"end":5}}],"workers":2,"publication":"at_drain"}"#;
+    piped("MLP, 2 workers, momentum", mlp(), &vector, momentum, 16, drained);
+    let four = r#"{"stages":[{"layers":{"start":0,"end":4}},{"layers":{"start":4,"end":8}},{"layers":{"start":8,"end":12}},
+        {"layers":{"start":12,"end":15}}]}"#;
+    piped("deep MLP, 4 stages", deep(), &vector, sgd, 64, four);
+    let summed =
+        r#"{"stages":[{"layers":{"start":0,"end":4},"accumulation":4},{"layers":{"start":4,"end":15},"accumulation":2}]}"#;
+    piped("deep MLP, 2 stages, accumulated, AdamW", deep(), &vector, adamw, 32, summed);
+    let conv_two = r#"{"stages":[{"layers":{"start":0,"end":3}},{"layers":{"start":3,"end":8}}]}"#;
+    piped("ConvNet, 2 stages", conv(), &image, sgd, 16, conv_two);
+    let conv_made_again = r#"{"stages":[{"layers":{"start":0,"end":3},"recompute":true},{"layers":{"start":3,"end":8}}]}"#;
+    piped("ConvNet, 2 stages, recomputed", conv(), &image, momentum, 64, conv_made_again);
+    piped("ConvNet, 3 workers", conv(), &image, sgd, 16, r#"{"stages":[{"layers":{"start":0,"end":8}}],"workers":3}"#);
+    let resnet_three =
+        r#"{"stages":[{"layers":{"start":0,"end":5}},{"layers":{"start":5,"end":9}},{"layers":{"start":9,"end":21}}]}"#;
+    piped("ResNet-18 of width 16, 3 stages", resnet(), &image, sgd, 16, resnet_three);
+    let resnet_segments = r#"{"stages":[{"layers":{"start":0,"end":21},"recompute":true}],"publication":"at_drain"}"#;
+    piped("ResNet-18 of width 16, recomputed in segments", resnet(), &image, sgd, 16, resnet_segments);
+    let resnet_both =
+        r#"{"stages":[{"layers":{"start":0,"end":9},"recompute":true,"accumulation":2},{"layers":{"start":9,"end":21}}]}"#;
+    piped("ResNet-18 of width 16, 2 stages, recomputed, AdamW", resnet(), &image, adamw, 8, resnet_both);
+    let small = || Architecture::ResNet18 { width: 5, standardise: Some(false) };
+    let whole = r#"{"stages":[{"layers":{"start":0,"end":21}}],"publication":"at_drain"}"#;
+    piped("ResNet-18 of width 5, batch 1, AdamW", small(), &image, adamw, 1, whole);
 }

@@ -56,9 +56,8 @@ fn forward(layer: &dyn Layer, weights: &[Tensor], rows: usize, inputs: Vec<Tenso
     (outputs, stash)
 }
 
-/// Backward without the input gradient, for a layer that lets go of its stash on the way: its peak may come before that gradient
-/// exists, so one number for the scratch cannot be close to the peak both with it and without. Gives the peak, stash included.
-fn peak_without_input(layer: &dyn Layer, weights: &[Tensor], rows: usize, input: Tensor, gradients: Vec<Tensor>) -> u64 {
+/// Backward without the input gradient, for a layer that lets go of its stash on the way.
+fn without_input(layer: &dyn Layer, weights: &[Tensor], rows: usize, input: Tensor, gradients: Vec<Tensor>) {
     let (cost, what) = (layer.cost(rows), format!("backward of {layer:?} on {rows} rows, without the input gradient"));
     let (outputs, stash) = layer.forward(weights, vec![input.clone()]).unwrap();
     drop(outputs);
@@ -66,9 +65,9 @@ fn peak_without_input(layer: &dyn Layer, weights: &[Tensor], rows: usize, input:
     reset_peak();
     let returned = layer.backward(weights, stash, gradients.clone(), false).unwrap();
     near(&what, (live_bytes() + cost.stash).saturating_sub(before), cost.weight_gradient);
-    at_most(&what, peak_bytes() - before, cost.weight_gradient + cost.workspace_backward);
+    at_most(&what, peak_bytes() - before, cost.weight_gradient + cost.workspace_backward_alone);
     drop(returned);
-    peak_bytes() + cost.stash - before
+    close(&what, peak_bytes() + cost.stash - before, cost.stash + cost.weight_gradient + cost.workspace_backward_alone);
 }
 
 /// `held` keeps the input and the output alive, so that only the layer's own stash is freed.
@@ -84,7 +83,9 @@ fn backward(
         return Vec::new();
     }
     let composite = !stash.inner.is_empty();
-    let without_input = if composite { peak_without_input(layer, weights, rows, held[0].clone(), gradients.clone()) } else { 0 };
+    if composite {
+        without_input(layer, weights, rows, held[0].clone(), gradients.clone());
+    }
     let kept = gradients.clone();
     let before = live_bytes();
     reset_peak();
@@ -93,8 +94,7 @@ fn backward(
     near(&what, (live_bytes() + cost.stash).saturating_sub(before), fresh);
     at_most(&what, peak_bytes() - before, fresh + cost.workspace_backward);
     if composite {
-        let peak = (peak_bytes() + cost.stash - before).max(without_input + cost.input_gradient);
-        close(&what, peak, cost.stash + fresh + cost.workspace_backward);
+        close(&what, peak_bytes() + cost.stash - before, cost.stash + fresh + cost.workspace_backward);
     }
     drop((kept, held));
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };

@@ -244,14 +244,15 @@ fn run_seeded(pipeline: &mut Pipeline, generator: &mut ChaCha8Rng, there: impl F
     }
 }
 
-/// Runs tasks until `there`: updates that are due, then whatever leads the youngest steps furthest up, and what goes down last.
+/// Runs tasks until `there`: updates that are due, then whatever goes up, and what goes down last and from the lowest stage on, so
+/// that every backward runs while all other places are taken.
 fn run_filling(pipeline: &mut Pipeline, there: impl Fn(&Pipeline) -> bool) {
     while !pipeline.has_failed() && !there(pipeline) {
         let rank = |task: &Task| match *task {
             Task::Update { .. } => (0, 0),
             Task::Forward { stage, .. } => (1, stage),
             Task::Admit => (2, 0),
-            Task::Backward { stage, .. } => (3, usize::MAX - stage),
+            Task::Backward { stage, .. } => (3, stage),
         };
         let Some(task) = pipeline.ready().min_by_key(rank) else {
             pipeline.fail(FoldError::Contract("the pipeline stands still".into()));

@@ -28,6 +28,15 @@ pub(super) struct StageVersion {
     pub(super) layers: Vec<Arc<LayerWeights>>,
 }
 
+impl StageVersion {
+    /// No step needs this version any more: whoever still holds it is a reader.
+    fn retire(self) {
+        for layer in self.layers.iter().filter(|layer| Arc::strong_count(layer) > 1) {
+            layer.hold_for(Part::Snapshots);
+        }
+    }
+}
+
 /// What one stage is.
 #[derive(Debug)]
 pub(super) struct StageState {
@@ -44,9 +53,7 @@ impl StageState {
     fn trim(&mut self, plan: &Plan, stage: usize, next: u64) {
         let read = plan.read(next, stage);
         while self.window.get(1).is_some_and(|younger| younger.number <= read) {
-            for layer in self.window.pop_front().into_iter().flat_map(|version| version.layers) {
-                layer.hold_for(Part::Snapshots);
-            }
+            self.window.pop_front().into_iter().for_each(StageVersion::retire);
         }
     }
 
@@ -418,10 +425,7 @@ impl Pipeline {
         let mut layers = Vec::with_capacity(self.context.network.layers.len());
         for (number, state) in self.stages.drain(..).enumerate() {
             let StageState { layers: mut of_stage, window, accumulated } = state;
-            for version in window.iter().rev().skip(1) {
-                version.layers.iter().for_each(|layer| layer.hold_for(Part::Snapshots));
-            }
-            drop(window);
+            window.into_iter().rev().skip(1).for_each(StageVersion::retire);
             if let Some(accumulated) = accumulated {
                 self.context.stage(number).update_by_mean(&mut of_stage, accumulated, how)?;
             }

@@ -347,7 +347,7 @@ impl StepWalk<'_> {
                 (false, _) => walk.allocate(0, true),
             };
             let mut held = vec![walk.allocate(cost.weight_gradient, true)];
-            walk.note(cost.workspace_backward);
+            walk.note(if layer > lowest { cost.workspace_backward } else { cost.workspace_backward_alone });
             if cost.keeps_output_gradient {
                 held.push(walk.hold(gradient));
                 held.extend(kept.input.map(|input| walk.hold(input)));

@@ -306,7 +306,8 @@ impl Stage<'_> {
             let Some(Counted { tensor, guard }) = at.take_if(|_| layer >= last) else { return Ok(None) };
             let wanted = layer > last;
             let cost = self.network.layers[layer].cost(tensor.dim(0)?);
-            let _workspace = self.ledger.take(Part::Workspace, cost.workspace_backward);
+            let scratch = if wanted { cost.workspace_backward } else { cost.workspace_backward_alone };
+            let _workspace = self.ledger.take(Part::Workspace, scratch);
             let (inputs, gradients) = self.network.layers[layer].backward(version.tensors(), kept.stash, vec![tensor], wanted)?;
             let mut held = vec![Arc::new(self.ledger.take(Part::Gradients, cost.weight_gradient))];
             if cost.keeps_output_gradient {

@@ -50,6 +50,8 @@ pub struct Cost {
     /// backward returns. Where backward lets go of parts of its stash on the way, scratch that takes no more than those does not
     /// count.
     pub workspace_backward: u64,
+    /// The same where the input gradient is not asked for.
+    pub workspace_backward_alone: u64,
     /// The most scratch at once in an update straight from [`Gradient::Outer`], or in making that dense.
     pub workspace_update: u64,
     /// Fresh storage that backward allocates for the input gradient when it is asked for; 0 where it lies in the output gradient's.

@@ -98,6 +98,9 @@ impl Layer for Conv2d {
         let of_weights = gemm::packing_bytes(outputs, patch, columns, false, false);
         let packing = of_weights.max(gemm::packing_bytes(patch, columns, outputs, true, false));
         let flops = times(&[2, rows, outputs, self.geometry.plane(), patch]);
+        // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
+        let workspace_backward =
+            patches.saturating_add(padded.saturating_mul(2)).saturating_add(packing).max(bytes(&self.weight_shape()));
         Cost {
             weights,
             output: bytes(&with_rows(rows, &self.output_shape)),
@@ -105,11 +108,8 @@ impl Layer for Conv2d {
             workspace_forward: patches
                 .saturating_add(padded)
                 .saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
-            // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
-            workspace_backward: patches
-                .saturating_add(padded.saturating_mul(2))
-                .saturating_add(packing)
-                .max(bytes(&self.weight_shape())),
+            workspace_backward,
+            workspace_backward_alone,
             input_gradient: bytes(&with_rows(rows, &self.input_shape)),
             weight_gradient: weights,
             weight_gradient_dense: weights,

@@ -62,6 +62,7 @@ impl Layer for GroupNorm {
             keeps_input: true,
             // Backward's sums are two numbers of f64 a channel.
             workspace_backward: weights.saturating_mul(2),
+            workspace_backward_alone: weights.saturating_mul(2),
             input_gradient: image,
             weight_gradient: weights,
             weight_gradient_dense: weights,

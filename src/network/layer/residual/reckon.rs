@@ -86,7 +86,7 @@ impl Walk {
                     bytes => self.allocate(if wanted { bytes } else { 0 }),
                 };
                 self.allocate(cost.weight_gradient);
-                self.note(cost.workspace_backward);
+                self.note(if wanted { cost.workspace_backward } else { cost.workspace_backward_alone });
                 // Factors are made dense at once.
                 self.allocate(cost.weight_gradient_dense.saturating_sub(cost.weight_gradient));
                 self.note(cost.workspace_update);
@@ -138,7 +138,7 @@ pub(super) fn cost(block: &Residual, rows: usize) -> Cost {
     walk.release(end);
     let stash = walk.now;
 
-    let workspace_backward = [true, false].map(|want_input| {
+    let [workspace_backward, workspace_backward_alone] = [true, false].map(|want_input| {
         let mut walk = Walk { storages: walk.storages.clone(), now: stash, peak: stash };
         let gradient = walk.allocate(0);
         let for_main = walk.hold(gradient);
@@ -153,7 +153,8 @@ pub(super) fn cost(block: &Residual, rows: usize) -> Cost {
         stash: narrow(stash),
         keeps_input,
         workspace_forward,
-        workspace_backward: workspace_backward[0].max(workspace_backward[1]),
+        workspace_backward,
+        workspace_backward_alone,
         input_gradient: bytes(&input),
         weight_gradient,
         weight_gradient_dense: weight_gradient,
