@@ -101,6 +101,7 @@ impl Layer for Conv2d {
         // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
         let workspace_backward =
             patches.saturating_add(padded.saturating_mul(2)).saturating_add(packing).max(bytes(&self.weight_shape()));
+        let workspace_backward_alone = patches.saturating_add(padded).saturating_add(of_weights).max(bytes(&self.weight_shape()));
         Cost {
             weights,
             output: bytes(&with_rows(rows, &self.output_shape)),
