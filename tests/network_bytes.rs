@@ -67,7 +67,6 @@ fn without_input(layer: &dyn Layer, weights: &[Tensor], rows: usize, input: Tens
     near(&what, (live_bytes() + cost.stash).saturating_sub(before), cost.weight_gradient);
     at_most(&what, peak_bytes() - before, cost.weight_gradient + cost.workspace_backward_alone);
     drop(returned);
-    close(&what, peak_bytes() + cost.stash - before, cost.stash + cost.weight_gradient + cost.workspace_backward_alone);
 }
 
 /// `held` keeps the input and the output alive, so that only the layer's own stash is freed.
