@@ -92,7 +92,8 @@ fn backward(
     let fresh = cost.input_gradient + cost.weight_gradient;
     near(&what, (live_bytes() + cost.stash).saturating_sub(before), fresh);
     at_most(&what, peak_bytes() - before, fresh + cost.workspace_backward);
-    if composite {
+    // Without scratch the peak lies below what is returned and the whole stash, which was let go of on the way.
+    if composite && cost.workspace_backward > 0 {
         close(&what, peak_bytes() + cost.stash - before, cost.stash + fresh + cost.workspace_backward);
     }
     drop((kept, held));

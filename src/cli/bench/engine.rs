@@ -2,7 +2,7 @@
 //!
 //! Ours is the trainer's own step with its ledger, from rows to updated weights; candle's is forward, `backward` and its plain
 //! SGD over a tensor that is ready, with the same allocator as ours. The two are timed in turn, in blocks, and the figure is the
-//! ratio of the medians. candle reads its number of threads from the environment only, so the work runs in a child process.
+//! ratio of the medians. Then come what pipelines gain ([`super::pipeline`]) and the whole service. candle reads its number of threads from the environment only, so the work runs in a child process.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde::Serialize;
 
-use super::{autograd, median, service, time};
+use super::{autograd, median, pipeline, service, time};
 use crate::cli::Failure;
 use crate::ferret::executor::Executor;
 use crate::ferret::trainer::{Recipe, Trainer};
@@ -21,7 +21,7 @@ use crate::rows::{Block, Element, Rows, Target};
 
 /// What candle reads its number of threads from.
 const THREADS: &str = "RAYON_NUM_THREADS";
-const LEARNING_RATE: f64 = 0.01;
+pub(super) const LEARNING_RATE: f64 = 0.01;
 /// Blocks in which the two sides take turns.
 const BLOCKS: usize = 7;
 
@@ -72,9 +72,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             print(step);
         }
     }
+    let threads = std::thread::available_parallelism()?.get();
+    let pipelines = pipeline::measure(arguments.quick, threads)?;
+    if !arguments.json {
+        println!("\npipelines on {threads} threads:");
+        pipelines.iter().for_each(pipeline::print);
+    }
     let service = service::measure(arguments.quick)?;
     if arguments.json {
-        println!("{}", serde_json::json!({ "steps": steps, "service": service }));
+        println!("{}", serde_json::json!({ "steps": steps, "pipelines": pipelines, "service": service }));
     } else {
         println!(
             "\nwhole service over HTTP, MLP 784-256-256-10, batches of 64 x 784 u8, 2 connections, durable before acknowledged:"
@@ -153,7 +159,7 @@ fn step(trainer: &mut Trainer, step: &Step) -> Result<Outcome, Failure> {
 }
 
 /// Rows of uniform features in [0, 1) and classes 0 to 9, always the same ones.
-fn random_rows(width: usize, count: usize) -> Rows {
+pub(super) fn random_rows(width: usize, count: usize) -> Rows {
     let mut hash = blake3::Hasher::new().update(b"bench engine").finalize_xof();
     let mut bytes = vec![0; width * count * 4];
     hash.fill(&mut bytes);

@@ -2,6 +2,7 @@
 
 mod autograd;
 mod engine;
+mod pipeline;
 mod service;
 
 use std::time::Instant;
@@ -19,7 +20,8 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The training step beside candle's autograd on one thread, and rows a second of the whole service
+    /// The training step beside candle's autograd on one thread, pipelines beside independent replicas on all, and rows a second
+    /// of the whole service
     Engine(engine::Arguments),
 }
 

@@ -1,0 +1,212 @@
+//! What pipelines gain: the same network, rows and kernels under several plans, beside the plan of one stage and one worker and
+//! beside independent replicas, which share nothing and so bound what several threads can give.
+//!
+//! All sides take turns in blocks on the same machine, and every figure is a ratio of rates in one run: if something else keeps a
+//! core busy, the replicas suffer with the rest.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::engine::{LEARNING_RATE, random_rows};
+use super::median;
+use crate::cli::Failure;
+use crate::ferret::executor::Executor;
+use crate::ferret::planner::Wish;
+use crate::ferret::pool::Pool;
+use crate::ferret::trainer::{Recipe, Trainer};
+use crate::fold::{Fold, Outcome, Step, Verdict};
+use crate::network::{Architecture, Loss, Network, Optimiser};
+
+/// Blocks in which the sides take turns.
+const BLOCKS: usize = 9;
+
+/// One network at one batch size, and how it is cut in two.
+struct Case {
+    name: &'static str,
+    architecture: Architecture,
+    input: &'static [usize],
+    rows: usize,
+    /// The first layer of the second stage.
+    cut: usize,
+    /// What the best plan should gain at least.
+    goal: f64,
+}
+
+/// What one plan gave.
+#[derive(Debug, Serialize)]
+pub(super) struct Measured {
+    network: &'static str,
+    batch_rows: usize,
+    plan: &'static str,
+    /// Bytes that the plan reckons with.
+    planned_bytes: u64,
+    /// Steps that a forward misses, at the first stage.
+    staleness: u64,
+    /// Steps a second.
+    steps_per_second: f64,
+    /// How many times the rate of one stage and one worker.
+    gain: f64,
+}
+
+/// What the plans of one network gave beside the bound.
+#[derive(Debug, Serialize)]
+pub(super) struct Compared {
+    plans: Vec<Measured>,
+    /// How many times the rate of one, as many independent replicas as threads.
+    replicas_gain: f64,
+    goal: f64,
+    /// Whether the best plan reached the goal, or 0.85 of the replicas.
+    met: bool,
+}
+
+/// A side of the comparison.
+enum Side {
+    Plan(Box<Trainer>),
+    /// One on a thread of its own each.
+    Replicas(Vec<Trainer>),
+}
+
+/// Measures every case with `threads` threads.
+pub(super) fn measure(quick: bool, threads: usize) -> Result<Vec<Compared>, Failure> {
+    cases().iter().map(|case| compare(case, quick, threads)).collect()
+}
+
+fn cases() -> Vec<Case> {
+    let deep = |rows| Case {
+        name: "deep MLP 784-256x7-10",
+        architecture: Architecture::Mlp { hidden: vec![256; 7], standardise: Some(false) },
+        input: &[784],
+        rows,
+        cut: 4,
+        goal: 1.6,
+    };
+    let conv = |rows, goal| Case {
+        name: "ConvNet 3x32x32",
+        architecture: Architecture::ConvNet { standardise: Some(false) },
+        input: &[3, 32, 32],
+        rows,
+        cut: 3,
+        goal,
+    };
+    let resnet = Case {
+        name: "ResNet-18 width 16",
+        architecture: Architecture::ResNet18 { width: 16, standardise: Some(false) },
+        input: &[3, 32, 32],
+        rows: 16,
+        cut: 8,
+        goal: 1.5,
+    };
+    vec![deep(16), deep(64), conv(16, 1.5), conv(64, 1.6), resnet]
+}
+
+fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure> {
+    let network = Arc::new(Network::build(&case.architecture, case.input, 10, Loss::SoftmaxCrossEntropy, false)?);
+    let layers = network.layers.len();
+    let recipe = Recipe {
+        network,
+        optimiser: Optimiser::default(),
+        learning_rate: LEARNING_RATE,
+        seed: 7,
+        step_rows: case.rows,
+        queued_bytes: 0,
+        threads,
+    };
+    let cut = case.cut;
+    let plans = [
+        ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}]}}"#)),
+        (
+            "2 stages, 1 worker",
+            format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{cut}}}}},{{"layers":{{"start":{cut},"end":{layers}}}}}]}}"#),
+        ),
+        ("1 stage, 2 workers", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}],"workers":2}}"#)),
+        (
+            "2 stages, 2 workers",
+            format!(
+                r#"{{"stages":[{{"layers":{{"start":0,"end":{cut}}}}},{{"layers":{{"start":{cut},"end":{layers}}}}}],"workers":2}}"#
+            ),
+        ),
+    ];
+    let (mut sides, mut about) = (Vec::new(), Vec::new());
+    for (name, wish) in &plans {
+        let wish: Wish = serde_json::from_str(wish)?;
+        let plan = recipe.planner().complete(0, &wish, u64::MAX)?;
+        about.push((*name, plan.bytes.total(), plan.lag(0) - 1));
+        let executor = Executor::Threads(Pool::new(threads, 0)?);
+        sides.push(Side::Plan(Box::new(Trainer::new(recipe.clone(), plan, executor)?)));
+    }
+    let replica = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
+    sides.push(Side::Replicas((0..threads).map(|_| replica()).collect::<Result<_, _>>()?));
+
+    let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
+    let once = 1.0 / rate(&mut sides[0], &step, 5)?;
+    let steps = ((if quick { 0.1 } else { 0.6 } / once) as usize).max(8);
+    let mut rates = vec![Vec::with_capacity(BLOCKS); sides.len()];
+    for _ in 0..BLOCKS {
+        for (side, rates) in sides.iter_mut().zip(&mut rates) {
+            rates.push(rate(side, &step, steps)?);
+        }
+    }
+    // A ratio of each block, so that what slows a block slows both.
+    let gain = |side: usize| median(rates[side].iter().zip(&rates[0]).map(|(rate, one)| rate / one).collect());
+    let of_plan = |(side, (plan, planned_bytes, staleness)): (usize, &(&'static str, u64, u64))| Measured {
+        network: case.name,
+        batch_rows: case.rows,
+        plan,
+        planned_bytes: *planned_bytes,
+        staleness: *staleness,
+        steps_per_second: median(rates[side].clone()),
+        gain: gain(side),
+    };
+    let plans: Vec<Measured> = about.iter().enumerate().map(of_plan).collect();
+    let replicas_gain = gain(sides.len() - 1);
+    let best = plans.iter().map(|plan| plan.gain).fold(0.0, f64::max);
+    Ok(Compared { plans, replicas_gain, goal: case.goal, met: best >= case.goal || best >= 0.85 * replicas_gain })
+}
+
+/// Steps a second over `steps` of them, the last one ended.
+fn rate(side: &mut Side, step: &Step, steps: usize) -> Result<f64, Failure> {
+    let began = Instant::now();
+    let done = match side {
+        Side::Plan(trainer) => {
+            train(trainer, step, steps)?;
+            steps
+        }
+        Side::Replicas(trainers) => {
+            let count = trainers.len() * steps;
+            std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    trainers.iter_mut().map(|trainer| scope.spawn(move || train(trainer, step, steps))).collect();
+                threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("a replica panicked".into())))
+            })?;
+            count
+        }
+    };
+    Ok(done as f64 / began.elapsed().as_secs_f64())
+}
+
+fn train(trainer: &mut Trainer, step: &Step, steps: usize) -> Result<(), Failure> {
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for _ in 0..steps {
+        trainer.apply(step.clone(), &mut outcomes)?;
+    }
+    trainer.drain(&mut outcomes)?;
+    if outcomes.len() != steps || outcomes.iter().any(|outcome| outcome.verdict != Verdict::Learned) {
+        return Err("a step was not learned".into());
+    }
+    Ok(())
+}
+
+/// One line for each plan, and the bound.
+pub(super) fn print(compared: &Compared) {
+    for Measured { network, batch_rows, plan, planned_bytes, staleness, steps_per_second, gain } in &compared.plans {
+        println!(
+            "{network:<22} batch {batch_rows:>2}  {plan:<20} {steps_per_second:>9.1} steps/s  {gain:>5.2} times one, {:>7.2} MB, \
+             staleness {staleness}",
+            *planned_bytes as f64 / 1e6
+        );
+    }
+    let (verdict, goal) = (if compared.met { "met" } else { "MISSED" }, compared.goal);
+    println!("{:>59} independent replicas  {:>5.2} times one (goal {goal}: {verdict})", "", compared.replicas_gain);
+}
