@@ -53,23 +53,42 @@ enum Runs {
 struct Shared {
     pool: Pool,
     running: Mutex<Running>,
-    /// There is room for a step, steps have ended, or the pipeline is idle or has failed.
-    changed: Condvar,
+    /// What is awaited is there.
+    there: Condvar,
 }
 
 #[derive(Default)]
 struct Running {
     pipeline: Option<Box<Pipeline>>,
     runners: usize,
+    /// What the driver sleeps for, if it does: waking it costs as much as a small task, so it is not woken for less.
+    awaited: Option<Awaited>,
+}
+
+/// What a driver may wait for.
+#[derive(Clone, Copy)]
+enum Awaited {
+    /// The next step can be offered.
+    Room,
+    /// Nothing is in flight.
+    Idle,
+}
+
+impl Awaited {
+    fn is_there(self, pipeline: &Pipeline) -> bool {
+        let there = match self {
+            Awaited::Room => pipeline.has_room(),
+            Awaited::Idle => pipeline.is_idle(),
+        };
+        there || pipeline.has_failed()
+    }
 }
 
 impl Engine {
     /// A pipeline at rest.
     pub fn new(pipeline: Pipeline, executor: Executor) -> Engine {
         let runs = match executor {
-            Executor::Threads(pool) => {
-                Runs::Threads(Arc::new(Shared { pool, running: Mutex::default(), changed: Condvar::new() }))
-            }
+            Executor::Threads(pool) => Runs::Threads(Arc::new(Shared { pool, running: Mutex::default(), there: Condvar::new() })),
             Executor::Seeded(seed) => Runs::Seeded(Box::new(random::stream(seed, 0, "order of tasks"))),
             Executor::Filling => Runs::Filling,
         };
@@ -105,7 +124,7 @@ impl Engine {
                 if let Some(pipeline) = resting.take() {
                     running.pipeline = Some(pipeline);
                 }
-                shared.wait(&mut running, |pipeline| pipeline.has_room());
+                shared.wait(&mut running, Awaited::Room);
                 let pipeline = running.pipeline.as_deref_mut().ok_or_else(in_flight)?;
                 pipeline.take_outcomes(outcomes);
                 pipeline.check()?;
@@ -133,7 +152,7 @@ impl Engine {
     pub fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
         if let (Runs::Threads(shared), None) = (&self.runs, &self.resting) {
             let mut running = shared.running.lock();
-            shared.wait(&mut running, |pipeline| pipeline.is_idle());
+            shared.wait(&mut running, Awaited::Idle);
             self.resting = running.pipeline.take();
         }
         let pipeline = self.resting.as_deref_mut().ok_or_else(in_flight)?;
@@ -157,11 +176,13 @@ impl Drop for Engine {
 }
 
 impl Shared {
-    /// Waits until `there`, or until the pipeline has failed.
-    fn wait(&self, running: &mut MutexGuard<'_, Running>, there: impl Fn(&Pipeline) -> bool) {
-        while running.pipeline.as_deref().is_some_and(|pipeline| !there(pipeline) && !pipeline.has_failed()) {
-            self.changed.wait(running);
+    /// Waits for something, or until the pipeline has failed.
+    fn wait(&self, running: &mut MutexGuard<'_, Running>, awaited: Awaited) {
+        while running.pipeline.as_deref().is_some_and(|pipeline| !awaited.is_there(pipeline)) {
+            running.awaited = Some(awaited);
+            self.there.wait(running);
         }
+        running.awaited = None;
     }
 
     /// Starts as many runners as there are tasks for, within the plan's number.
@@ -186,10 +207,8 @@ impl Shared {
             // It is gone where the model was deleted meanwhile.
             let Some(pipeline) = running.pipeline.as_deref_mut() else { break };
             complete(pipeline, done);
-            if pipeline.has_room() || pipeline.has_outcomes() || pipeline.has_failed() {
-                self.changed.notify_all();
-            }
             let update_waits = matches!(pipeline.ready().next(), Some(Task::Update { .. }));
+            self.tell(&mut running);
             if !update_waits && self.pool.is_wanted() {
                 // Another model waits for a thread: this one goes to the end of the line.
                 drop(running);
@@ -199,7 +218,15 @@ impl Shared {
             }
         }
         running.runners -= 1;
-        self.changed.notify_all();
+        self.tell(&mut running);
+    }
+
+    /// Wakes the driver if what it sleeps for is there.
+    fn tell(&self, running: &mut Running) {
+        let Running { pipeline: Some(pipeline), awaited, .. } = running else { return };
+        if awaited.take_if(|awaited| awaited.is_there(pipeline)).is_some() {
+            self.there.notify_one();
+        }
     }
 }
 

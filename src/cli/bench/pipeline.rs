@@ -1,5 +1,6 @@
-//! What pipelines gain: the same network, rows and kernels under several plans, beside the plan of one stage and one worker and
-//! beside independent replicas, which share nothing and so bound what several threads can give.
+//! What pipelines gain: the same network, rows and kernels under several plans, beside the sequential step, which is nothing but
+//! those kernels one after the other on one thread, and beside independent replicas of it, which share nothing and so bound what
+//! several threads can give.
 //!
 //! All sides take turns in blocks on the same machine, and every figure is a ratio of rates in one run: if something else keeps a
 //! core busy, the replicas suffer with the rest.
@@ -46,7 +47,7 @@ pub(super) struct Measured {
     staleness: u64,
     /// Steps a second.
     steps_per_second: f64,
-    /// How many times the rate of one stage and one worker.
+    /// How many times the rate of the sequential step.
     gain: f64,
 }
 
@@ -54,11 +55,13 @@ pub(super) struct Measured {
 #[derive(Debug, Serialize)]
 pub(super) struct Compared {
     plans: Vec<Measured>,
-    /// How many times the rate of one, as many independent replicas as threads.
+    /// How many times the rate of the sequential step, as many independent replicas as threads.
     replicas_gain: f64,
     goal: f64,
     /// Whether the best plan reached the goal, or 0.85 of the replicas.
     met: bool,
+    /// Whether the plan that is followed by default, the first, is no slower than 0.98 of the sequential step.
+    default_met: bool,
 }
 
 /// A side of the comparison.
@@ -128,7 +131,8 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
             ),
         ),
     ];
-    let (mut sides, mut about) = (Vec::new(), Vec::new());
+    let replica = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
+    let (mut sides, mut about) = (vec![Side::Replicas(vec![replica()?])], Vec::new());
     for (name, wish) in &plans {
         let wish: Wish = serde_json::from_str(wish)?;
         let plan = recipe.planner().complete(0, &wish, u64::MAX)?;
@@ -136,16 +140,17 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
         let executor = Executor::Threads(Pool::new(threads, 0)?);
         sides.push(Side::Plan(Box::new(Trainer::new(recipe.clone(), plan, executor)?)));
     }
-    let replica = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
     sides.push(Side::Replicas((0..threads).map(|_| replica()).collect::<Result<_, _>>()?));
 
     let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
     let once = 1.0 / rate(&mut sides[0], &step, 5)?;
     let steps = ((if quick { 0.1 } else { 0.6 } / once) as usize).max(8);
     let mut rates = vec![Vec::with_capacity(BLOCKS); sides.len()];
-    for _ in 0..BLOCKS {
-        for (side, rates) in sides.iter_mut().zip(&mut rates) {
-            rates.push(rate(side, &step, steps)?);
+    for block in 0..BLOCKS {
+        for turn in 0..sides.len() {
+            // Nobody always comes after the same other: what one leaves in caches and clocks is spread over all.
+            let side = (turn * (1 + block % 2 * (sides.len() - 2)) + block) % sides.len();
+            rates[side].push(rate(&mut sides[side], &step, steps)?);
         }
     }
     // A ratio of each block, so that what slows a block slows both.
@@ -156,13 +161,15 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
         plan,
         planned_bytes: *planned_bytes,
         staleness: *staleness,
-        steps_per_second: median(rates[side].clone()),
-        gain: gain(side),
+        steps_per_second: median(rates[side + 1].clone()),
+        gain: gain(side + 1),
     };
     let plans: Vec<Measured> = about.iter().enumerate().map(of_plan).collect();
     let replicas_gain = gain(sides.len() - 1);
     let best = plans.iter().map(|plan| plan.gain).fold(0.0, f64::max);
-    Ok(Compared { plans, replicas_gain, goal: case.goal, met: best >= case.goal || best >= 0.85 * replicas_gain })
+    let default_met = plans.first().is_some_and(|plan| plan.gain >= 0.98);
+    let met = best >= case.goal || best >= 0.85 * replicas_gain;
+    Ok(Compared { plans, replicas_gain, goal: case.goal, met, default_met })
 }
 
 /// Steps a second over `steps` of them, the last one ended.
@@ -207,6 +214,13 @@ pub(super) fn print(compared: &Compared) {
             *planned_bytes as f64 / 1e6
         );
     }
-    let (verdict, goal) = (if compared.met { "met" } else { "MISSED" }, compared.goal);
-    println!("{:>59} independent replicas  {:>5.2} times one (goal {goal}: {verdict})", "", compared.replicas_gain);
+    let word = |met| if met { "met" } else { "MISSED" };
+    println!(
+        "{:>60}replicas {:>5.2} times one; best plan at least {} {}, default at least 0.98 {}",
+        "",
+        compared.replicas_gain,
+        compared.goal,
+        word(compared.met),
+        word(compared.default_met)
+    );
 }
