@@ -65,18 +65,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let status = Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(THREADS, "1").status()?;
         return if status.success() { Ok(()) } else { Err(format!("the benchmark ended with {status}").into()) };
     }
+    let threads = std::thread::available_parallelism()?.get();
+    // First, in a process that has done nothing else: gains of some percent do not show through what others left in the heap.
+    let pipelines = pipeline::measure(arguments.quick, threads)?;
+    if !arguments.json {
+        println!("pipelines on {threads} threads:");
+        pipelines.iter().for_each(pipeline::print);
+        println!("\nthe sequential step beside candle's autograd, one thread each:");
+    }
     let mut steps = Vec::new();
     for case in cases() {
         steps.push(measure(&case, arguments.quick)?);
         if let (false, Some(step)) = (arguments.json, steps.last()) {
             print(step);
         }
-    }
-    let threads = std::thread::available_parallelism()?.get();
-    let pipelines = pipeline::measure(arguments.quick, threads)?;
-    if !arguments.json {
-        println!("\npipelines on {threads} threads:");
-        pipelines.iter().for_each(pipeline::print);
     }
     let service = service::measure(arguments.quick)?;
     if arguments.json {

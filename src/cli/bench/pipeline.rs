@@ -5,7 +5,7 @@
 //! All sides take turns in blocks on the same machine, and every figure is a ratio of rates in one run: if something else keeps a
 //! core busy, the replicas suffer with the rest.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -14,6 +14,7 @@ use super::engine::{LEARNING_RATE, random_rows};
 use super::median;
 use crate::cli::Failure;
 use crate::ferret::executor::Executor;
+use crate::ferret::plan::Plan;
 use crate::ferret::planner::Wish;
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer};
@@ -21,7 +22,7 @@ use crate::fold::{Fold, Outcome, Step, Verdict};
 use crate::network::{Architecture, Loss, Network, Optimiser};
 
 /// Blocks in which the sides take turns.
-const BLOCKS: usize = 9;
+const BLOCKS: usize = 12;
 
 /// One network at one batch size, and how it is cut in two.
 struct Case {
@@ -67,8 +68,8 @@ pub(super) struct Compared {
 /// A side of the comparison.
 enum Side {
     Plan(Box<Trainer>),
-    /// One on a thread of its own each.
-    Replicas(Vec<Trainer>),
+    /// Each on a thread of its own.
+    Sequential(Vec<Trainer>),
 }
 
 /// Measures every case with `threads` threads.
@@ -118,7 +119,7 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
     };
     let cut = case.cut;
     let plans = [
-        ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}]}}"#)),
+        ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}],"publication":"at_drain"}}"#)),
         (
             "2 stages, 1 worker",
             format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{cut}}}}},{{"layers":{{"start":{cut},"end":{layers}}}}}]}}"#),
@@ -131,70 +132,83 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
             ),
         ),
     ];
-    let replica = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
-    let (mut sides, mut about) = (vec![Side::Replicas(vec![replica()?])], Vec::new());
-    for (name, wish) in &plans {
-        let wish: Wish = serde_json::from_str(wish)?;
-        let plan = recipe.planner().complete(0, &wish, u64::MAX)?;
-        about.push((*name, plan.bytes.total(), plan.lag(0) - 1));
-        let executor = Executor::Threads(Pool::new(threads, 0)?);
-        sides.push(Side::Plan(Box::new(Trainer::new(recipe.clone(), plan, executor)?)));
+    let mut planned = Vec::with_capacity(plans.len());
+    for (_, wish) in &plans {
+        planned.push(recipe.planner().complete(0, &serde_json::from_str::<Wish>(wish)?, u64::MAX)?);
     }
-    sides.push(Side::Replicas((0..threads).map(|_| replica()).collect::<Result<_, _>>()?));
-
     let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
-    let once = 1.0 / rate(&mut sides[0], &step, 5)?;
-    let steps = ((if quick { 0.1 } else { 0.6 } / once) as usize).max(8);
-    let mut rates = vec![Vec::with_capacity(BLOCKS); sides.len()];
+    let sequential = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
+    let make = |side: usize| -> Result<Side, Failure> {
+        Ok(match side.checked_sub(1).map(|plan| planned.get(plan)) {
+            None => Side::Sequential(vec![sequential()?]),
+            Some(Some(plan)) => {
+                let executor = Executor::Threads(Pool::new(threads, 0)?);
+                Side::Plan(Box::new(Trainer::new(recipe.clone(), plan.clone(), executor)?))
+            }
+            Some(None) => Side::Sequential((0..threads).map(|_| sequential()).collect::<Result<_, _>>()?),
+        })
+    };
+    let sides = planned.len() + 2;
+    let once = 1.0 / rate(&mut make(0)?, &step, 5)?;
+    let steps = ((if quick { 0.1 } else { 0.5 } / once) as usize).max(8);
+    let mut rates = vec![Vec::with_capacity(BLOCKS); sides];
     for block in 0..BLOCKS {
-        for turn in 0..sides.len() {
-            // Nobody always comes after the same other: what one leaves in caches and clocks is spread over all.
-            let side = (turn * (1 + block % 2 * (sides.len() - 2)) + block) % sides.len();
-            rates[side].push(rate(&mut sides[side], &step, steps)?);
+        for turn in 0..sides {
+            // Nobody always comes after the same other, and nobody keeps the same memory: where weights happen to lie to each other
+            // in the caches can be worth a tenth of a step.
+            let side = (turn * (1 + block % 2 * (sides - 2)) + block) % sides;
+            rates[side].push(rate(&mut make(side)?, &step, steps)?);
         }
     }
     // A ratio of each block, so that what slows a block slows both.
     let gain = |side: usize| median(rates[side].iter().zip(&rates[0]).map(|(rate, one)| rate / one).collect());
-    let of_plan = |(side, (plan, planned_bytes, staleness)): (usize, &(&'static str, u64, u64))| Measured {
+    let of_plan = |(side, ((name, _), plan)): (usize, (&(&'static str, String), &Plan))| Measured {
         network: case.name,
         batch_rows: case.rows,
-        plan,
-        planned_bytes: *planned_bytes,
-        staleness: *staleness,
+        plan: name,
+        planned_bytes: plan.bytes.total(),
+        staleness: plan.lag(0) - 1,
         steps_per_second: median(rates[side + 1].clone()),
         gain: gain(side + 1),
     };
-    let plans: Vec<Measured> = about.iter().enumerate().map(of_plan).collect();
-    let replicas_gain = gain(sides.len() - 1);
+    let plans: Vec<Measured> = plans.iter().zip(&planned).enumerate().map(of_plan).collect();
+    let replicas_gain = gain(sides - 1);
     let best = plans.iter().map(|plan| plan.gain).fold(0.0, f64::max);
     let default_met = plans.first().is_some_and(|plan| plan.gain >= 0.98);
     let met = best >= case.goal || best >= 0.85 * replicas_gain;
     Ok(Compared { plans, replicas_gain, goal: case.goal, met, default_met })
 }
 
-/// Steps a second over `steps` of them, the last one ended.
+/// Steps a second over `steps` of them, the last one ended, after a few that warm up the same threads.
 fn rate(side: &mut Side, step: &Step, steps: usize) -> Result<f64, Failure> {
-    let began = Instant::now();
-    let done = match side {
+    let warm = steps / 8 + 1;
+    let (seconds, done) = match side {
         Side::Plan(trainer) => {
-            train(trainer, step, steps)?;
-            steps
+            train(trainer, step, warm)?;
+            (train(trainer, step, steps)?, steps)
         }
-        Side::Replicas(trainers) => {
-            let count = trainers.len() * steps;
-            std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    trainers.iter_mut().map(|trainer| scope.spawn(move || train(trainer, step, steps))).collect();
-                threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("a replica panicked".into())))
-            })?;
-            count
+        Side::Sequential(trainers) => {
+            let together = Barrier::new(trainers.len());
+            let alone = |trainer: &mut Trainer| {
+                train(trainer, step, warm)?;
+                together.wait();
+                train(trainer, step, steps)
+            };
+            let ended: Vec<Result<f64, Failure>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = trainers.iter_mut().map(|trainer| scope.spawn(|| alone(trainer))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("a replica panicked".into()))).collect()
+            });
+            let slowest = ended.into_iter().try_fold(0.0, |slowest, seconds| Ok::<_, Failure>(f64::max(slowest, seconds?)))?;
+            (slowest, trainers.len() * steps)
         }
     };
-    Ok(done as f64 / began.elapsed().as_secs_f64())
+    Ok(done as f64 / seconds)
 }
 
-fn train(trainer: &mut Trainer, step: &Step, steps: usize) -> Result<(), Failure> {
-    let mut outcomes: Vec<Outcome> = Vec::new();
+/// Seconds from the first step to the end of the last.
+fn train(trainer: &mut Trainer, step: &Step, steps: usize) -> Result<f64, Failure> {
+    let began = Instant::now();
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps);
     for _ in 0..steps {
         trainer.apply(step.clone(), &mut outcomes)?;
     }
@@ -202,7 +216,7 @@ fn train(trainer: &mut Trainer, step: &Step, steps: usize) -> Result<(), Failure
     if outcomes.len() != steps || outcomes.iter().any(|outcome| outcome.verdict != Verdict::Learned) {
         return Err("a step was not learned".into());
     }
-    Ok(())
+    Ok(began.elapsed().as_secs_f64())
 }
 
 /// One line for each plan, and the bound.
