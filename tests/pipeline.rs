@@ -259,7 +259,7 @@ fn run(case: &Case, way: &Way) -> End {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_order_gives_the_same_bits(case in case(), orders in any::<[u64; 3]>(), at in prop::collection::vec(0..STEPS, 4)) {
