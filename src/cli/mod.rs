@@ -7,6 +7,7 @@ mod child;
 mod client;
 mod demo;
 mod idx;
+mod plan;
 mod replay;
 pub mod serve;
 
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Post a file of rows to a running service
     Replay(replay::Arguments),
+    /// Reckon what a model would hold under a plan, and try it: planned, used and allocated bytes
+    Plan(plan::Arguments),
     /// Look at the checkpoints of a model
     Checkpoint(checkpoint::Arguments),
     /// Measure
@@ -55,6 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Demo(arguments) => finish(demo::run(arguments)),
         Command::Replay(arguments) => finish(replay::run(arguments)),
+        Command::Plan(arguments) => finish(plan::run(&arguments)),
         Command::Checkpoint(arguments) => finish(checkpoint::run(arguments)),
         Command::Bench(arguments) => finish(bench::run(arguments)),
     }

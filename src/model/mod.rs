@@ -17,6 +17,8 @@ pub mod registry;
 pub mod spec;
 pub mod status;
 
+pub use queue::queued_bytes_max;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;

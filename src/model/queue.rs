@@ -33,7 +33,7 @@ pub(super) struct Queue {
 
 /// Bytes that a queue over a stream of `schema` holds at most: the record whose last step runs, the next one, and that one's
 /// stored form while it is being decoded.
-pub(super) fn queued_bytes_max(schema: &Schema) -> u64 {
+pub fn queued_bytes_max(schema: &Schema) -> u64 {
     3 * record_bytes_max(schema)
 }
 
