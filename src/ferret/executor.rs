@@ -254,7 +254,7 @@ fn draw(generator: &mut ChaCha8Rng, below: usize) -> usize {
 /// Takes and runs tasks in a drawn order until `there`, and until no task is left that was taken.
 fn run_seeded(pipeline: &mut Pipeline, generator: &mut ChaCha8Rng, there: impl Fn(&Pipeline) -> bool) {
     let mut taken: Vec<Work> = Vec::new();
-    while !pipeline.has_failed() && !(there(pipeline) && taken.is_empty()) {
+    while !pipeline.has_failed() && (!there(pipeline) || !taken.is_empty()) {
         let ready: Vec<_> = pipeline.ready().collect();
         let takes = !ready.is_empty() && taken.len() < SEEDED_TAKEN_MAX && !there(pipeline);
         if takes && (taken.is_empty() || draw(generator, 2) == 0) {

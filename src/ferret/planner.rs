@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Plan, PlannedBytes, Publication, Reads, StagePlan, may_begin_segment};
-use super::profile::{TENSOR_HEADER_BYTES, parameter_bytes, statistics_bytes, steps_bytes, tensors, weight_bytes};
+use super::profile::{
+    TENSOR_HEADER_BYTES, parameter_bytes, statistics_bytes, steps_bytes, tensors, weight_bytes, whole_steps_bytes,
+};
 use crate::fold::{BelowMinimum, PlanError};
 use crate::network::{Network, Optimiser};
 
@@ -84,19 +86,16 @@ fn one() -> u64 {
 impl Planner {
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
     pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
-        let mut plan = Plan {
-            start,
-            stages,
-            workers,
-            reads: Reads::Ferret,
-            step_rows: self.step_rows,
-            publication,
-            threads: 1,
-            bytes: PlannedBytes::default(),
-        };
+        let mut plan = self.bare(start, stages, workers, publication);
         plan.threads = self.threads.min(usize::try_from(plan.in_flight()).unwrap_or(usize::MAX)).max(1);
         plan.bytes = self.bytes(&plan);
         plan
+    }
+
+    /// A plan whose bytes are yet to be reckoned.
+    fn bare(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
+        let (step_rows, bytes) = (self.step_rows, PlannedBytes::default());
+        Plan { start, stages, workers, reads: Reads::Ferret, step_rows, publication, threads: 1, bytes }
     }
 
     fn bytes(&self, plan: &Plan) -> PlannedBytes {
@@ -160,16 +159,7 @@ impl Planner {
             accumulation: stage.accumulation,
             stride: stage.stride,
         });
-        let bare = Plan {
-            start,
-            stages: stages.collect(),
-            workers: wish.workers,
-            reads: Reads::Ferret,
-            step_rows: self.step_rows,
-            publication: wish.publication,
-            threads: 1,
-            bytes: PlannedBytes::default(),
-        };
+        let bare = self.bare(start, stages.collect(), wish.workers, wish.publication);
         bare.check(&self.network).map_err(PlanError::Refused)?;
         let mut stages = bare.stages;
         for (number, of_wish) in wish.stages.iter().enumerate() {
@@ -187,20 +177,19 @@ impl Planner {
     }
 
     /// The recomputation of a stage that leaves the fewest bytes: as a whole, or in segments of about equal activations. Empty where
-    /// nothing saves any.
+    /// nothing saves any. Only whole steps are compared: there may be hundreds of layers to begin a segment at.
     fn recompute(&self, start: u64, stages: &[StagePlan], number: usize, workers: u64) -> Vec<usize> {
         let layers = stages[number].layers.clone();
         let outputs: Vec<u64> = layers.clone().map(|layer| self.network.layers[layer].cost(1).output).collect();
         let all: u64 = outputs.iter().sum();
-        let mut best = (u64::MAX, Vec::new());
-        for segments in 0..=layers.len() as u64 {
-            let recompute = if segments == 0 { Some(Vec::new()) } else { self.segments(&layers, &outputs, all / segments) };
-            let Some(recompute) = recompute else { continue };
-            let mut stages = stages.to_vec();
-            stages[number].recompute = recompute.clone();
-            let bytes = self.plan(start, stages, workers, Publication::AtDrain).bytes.total();
+        let mut plan = self.bare(start, stages.to_vec(), workers, Publication::AtDrain);
+        let mut best = (whole_steps_bytes(&self.network, &plan, self.optimiser.fuses()).total(), Vec::new());
+        let segmented = (1..=layers.len() as u64).filter_map(|segments| self.segments(&layers, &outputs, all / segments));
+        for recompute in segmented {
+            plan.stages[number].recompute = recompute;
+            let bytes = whole_steps_bytes(&self.network, &plan, self.optimiser.fuses()).total();
             if bytes < best.0 {
-                best = (bytes, recompute);
+                best = (bytes, plan.stages[number].recompute.clone());
             }
         }
         best.1

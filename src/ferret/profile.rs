@@ -18,6 +18,8 @@
 //! yet), and `transient` is the most that any task takes beyond what its step is allowed already. A run that lets the pipeline
 //! fill reaches it (`tests/ledger.rs`).
 
+use std::ops::{Range, RangeInclusive};
+
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Plan, StagePlan};
@@ -143,7 +145,7 @@ enum Left {
 }
 
 /// The tensors that some layers keep: parameters and statistics.
-pub fn tensors(network: &Network, layers: std::ops::Range<usize>) -> u64 {
+pub fn tensors(network: &Network, layers: Range<usize>) -> u64 {
     network.layers[layers].iter().map(|layer| layer.parameters().len() + layer.statistics().len()).sum::<usize>() as u64
 }
 
@@ -154,7 +156,7 @@ pub fn weight_bytes(network: &Network) -> u64 {
 }
 
 /// The bytes of the parameters of some layers, which an optimiser keeps moments of.
-pub fn parameter_bytes(network: &Network, layers: std::ops::Range<usize>) -> u64 {
+pub fn parameter_bytes(network: &Network, layers: Range<usize>) -> u64 {
     let parameters = network.layers[layers].iter().flat_map(|layer| layer.parameters());
     parameters.map(|parameter| parameter.elements() as u64 * F32 + TENSOR_HEADER_BYTES).sum()
 }
@@ -183,6 +185,15 @@ struct AtStage {
 /// not always take less: how the gemm packs its operands depends on their sizes in steps. `fuses` says that the optimiser takes
 /// factored gradients as they are ([`crate::network::Optimiser::fuses`]).
 pub fn steps_bytes(network: &Network, plan: &Plan, fuses: bool) -> StepBytes {
+    bytes_of(network, plan, fuses, 1..=plan.step_rows)
+}
+
+/// The same for steps of as many rows as the plan allows and no fewer; quicker, to compare plans by.
+pub fn whole_steps_bytes(network: &Network, plan: &Plan, fuses: bool) -> StepBytes {
+    bytes_of(network, plan, fuses, plan.step_rows..=plan.step_rows)
+}
+
+fn bytes_of(network: &Network, plan: &Plan, fuses: bool, all_rows: RangeInclusive<usize>) -> StepBytes {
     let largest = walk_step(network, &plan.stages, plan.step_rows, fuses);
     let mut total = StepBytes::default();
     let input = StepBytes { activations: input_bytes(network, plan.step_rows), ..StepBytes::default() };
@@ -195,7 +206,7 @@ pub fn steps_bytes(network: &Network, plan: &Plan, fuses: bool) -> StepBytes {
     // What a task takes at most beyond what its step is allowed at its stage; and, where several workers run backwards at once, what
     // one that waits for its turn does.
     let mut transient = StepBytes::default();
-    for rows in 1..=plan.step_rows {
+    for rows in all_rows {
         let walked;
         let at_rows = if rows == plan.step_rows {
             &largest
@@ -333,7 +344,7 @@ impl StepWalk<'_> {
         until_update
     }
 
-    fn backward_layers(&mut self, layers: std::ops::Range<usize>, kept: Vec<Kept>, until_update: &mut Vec<(usize, Vec<usize>)>) {
+    fn backward_layers(&mut self, layers: Range<usize>, kept: Vec<Kept>, until_update: &mut Vec<(usize, Vec<usize>)>) {
         let lowest = self.network.first_learning_layer();
         for (layer, kept) in layers.zip(kept).rev() {
             if layer < lowest {
