@@ -46,10 +46,10 @@ async fn run(folder: &Path, interval_rows: &str, threads: &str, kill: bool) -> (
         process.kill();
         process = Process::start(folder, &settings);
     }
-    let plan = process.client.get("/v1/models/m/plan").await.expect(200);
-    assert_eq!(plan["plan"]["stages"].as_array().unwrap().len(), 3, "{plan}");
     post(&process.client, 20..30).await;
     process.client.settled("m").await;
+    let plan = process.client.get("/v1/models/m/plan").await.expect(200);
+    assert_eq!(plan["plan"]["stages"].as_array().unwrap().len(), 3, "{plan}");
     assert_eq!(process.terminate(), Some(0));
     let process = Process::start(folder, &settings);
     let view = process.client.settled("m").await;

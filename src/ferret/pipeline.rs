@@ -379,7 +379,12 @@ impl Pipeline {
             capture.statistics.clone_from(&self.statistics);
         }
         while let Some((ordinal, (in_part, whole))) = self.schedule.end() {
-            let Some(Flight { last, rows, score, refusal, .. }) = self.flights.pop_front() else { return };
+            let Some(Flight { last, rows, score, refusal, statistics, .. }) = self.flights.pop_front() else { return };
+            if let (Some(ended), Some(newest)) = (&statistics, &self.statistics)
+                && !Arc::ptr_eq(ended, newest)
+            {
+                ended.hold_for(Part::Snapshots);
+            }
             let (verdict, score) = match refusal {
                 Some(reason) if !in_part => (Verdict::Quarantined(reason.into()), Score::default()),
                 _ if whole => (Verdict::Learned, score),
