@@ -137,6 +137,7 @@ fn follow(number: usize, case: &Reference, executor: Executor) {
         trainer.apply(step(at, *value), &mut outcomes).unwrap();
     }
     trainer.drain(&mut outcomes).unwrap();
+    assert_eq!(outcomes.len(), case.losses.len(), "case {number}");
     for (outcome, loss) in outcomes.iter().zip(&case.losses) {
         close(&format!("case {number}, loss of step {}", outcome.ordinal), outcome.score.loss, *loss);
     }

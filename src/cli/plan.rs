@@ -16,7 +16,7 @@ use super::Failure;
 use crate::allocator;
 use crate::config::Config;
 use crate::ferret::executor::Executor;
-use crate::ferret::plan::Plan;
+use crate::ferret::plan::{Plan, Publication};
 use crate::ferret::planner::Wish;
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer};
@@ -34,7 +34,7 @@ use crate::stream::Schema;
 pub(super) struct Arguments {
     /// The stream: a file with the body of PUT /v1/streams/{s}
     stream: PathBuf,
-    /// The model: a file with the body of PUT /v1/models/{m}
+    /// The model: a file with the body of PUT /v1/models/{m}; what it leaves out is as in the built-in configuration
     model: PathBuf,
     /// A plan by hand: a file with the body of PUT /v1/models/{m}/plan; without it, the best that fits the budget
     #[arg(long)]
@@ -90,18 +90,18 @@ struct Tried {
 fn attempt(recipe: &Recipe, plan: &Plan, schema: &Schema, steps: u64) -> Result<Tried, Failure> {
     // The packing space that a thread keeps for good comes before the measurement: it belongs to the process.
     let small = recipe.planner().minimum(0);
-    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, schema, recipe.step_rows, 1)?;
+    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, schema, recipe.step_rows, 1, Publication::AtDrain)?;
     let before = allocator::live_bytes();
     allocator::reset_peak();
     let mut trainer = Trainer::new(recipe.clone(), plan.clone(), Executor::Filling)?;
-    train(&mut trainer, schema, recipe.step_rows, steps)?;
+    train(&mut trainer, schema, recipe.step_rows, steps, plan.publication)?;
     let allocator = allocator::peak_bytes() - before;
     let parts = Part::ALL.into_iter().map(|part| trainer.ledger().part_high_water(part)).collect();
     Ok(Tried { parts, ledger: trainer.ledger().high_water(), allocator, outline: trainer.outline() })
 }
 
 /// Trains on made-up rows, with a reader that holds as many snapshots as the plan lets it.
-fn train(trainer: &mut Trainer, schema: &Schema, step_rows: usize, steps: u64) -> Result<(), Failure> {
+fn train(trainer: &mut Trainer, schema: &Schema, step_rows: usize, steps: u64, publication: Publication) -> Result<(), Failure> {
     let rows = made_up(schema, step_rows);
     let (mut outcomes, mut held) = (Vec::new(), Vec::new());
     // Far enough apart that a snapshot's versions have left the window.
@@ -110,7 +110,7 @@ fn train(trainer: &mut Trainer, schema: &Schema, step_rows: usize, steps: u64) -
         trainer.apply(Step { first: 1 + number * step_rows as u64, rows: rows.clone() }, &mut outcomes)?;
         held.extend(trainer.snapshot()?);
         if number % between == between - 1 {
-            if held.len() > 1 {
+            if held.len() >= publication.copies() {
                 held.remove(0);
             }
             trainer.begin_snapshot(&mut outcomes)?;

@@ -75,12 +75,13 @@ enum Awaited {
 }
 
 impl Awaited {
-    fn is_there(self, pipeline: &Pipeline) -> bool {
+    fn is_there(self, pipeline: &Pipeline, runners: usize) -> bool {
         let there = match self {
             Awaited::Room => pipeline.has_room(),
             Awaited::Idle => pipeline.is_idle(),
         };
-        there || pipeline.has_failed()
+        // Of a pipeline that failed nothing may come back later.
+        there || (pipeline.has_failed() && runners == 0)
     }
 }
 
@@ -133,12 +134,14 @@ impl Engine {
                 Ok(())
             }
             (Runs::Seeded(generator), Some(pipeline)) => {
+                pipeline.check()?;
                 pipeline.offer(step);
                 run_seeded(pipeline, generator, Pipeline::has_room);
                 pipeline.take_outcomes(outcomes);
                 pipeline.check()
             }
             (Runs::Filling, Some(pipeline)) => {
+                pipeline.check()?;
                 pipeline.offer(step);
                 run_filling(pipeline, Pipeline::has_room);
                 pipeline.take_outcomes(outcomes);
@@ -178,7 +181,7 @@ impl Drop for Engine {
 impl Shared {
     /// Waits for something, or until the pipeline has failed.
     fn wait(&self, running: &mut MutexGuard<'_, Running>, awaited: Awaited) {
-        while running.pipeline.as_deref().is_some_and(|pipeline| !awaited.is_there(pipeline)) {
+        while running.pipeline.as_deref().is_some_and(|pipeline| !awaited.is_there(pipeline, running.runners)) {
             running.awaited = Some(awaited);
             self.there.wait(running);
         }
@@ -188,17 +191,31 @@ impl Shared {
     /// Starts as many runners as there are tasks for, within the plan's number.
     fn pump(self: &Arc<Self>, running: &mut Running) {
         let Some(pipeline) = running.pipeline.as_deref() else { return };
-        let tasks = pipeline.ready().take(pipeline.plan().threads).count();
-        let most = pipeline.plan().threads.saturating_sub(running.runners);
-        for _ in 0..tasks.min(most) {
+        let threads = pipeline.plan().threads.min(self.pool.threads());
+        let tasks = pipeline.ready().take(threads).count();
+        for _ in 0..tasks.min(threads.saturating_sub(running.runners)) {
             running.runners += 1;
-            let shared = self.clone();
-            self.pool.spawn(move || shared.run());
+            self.spawn();
         }
     }
 
+    fn spawn(self: &Arc<Self>) {
+        let shared = self.clone();
+        self.pool.spawn(move || {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| shared.run())) {
+                // Not in a task, whose panics are its error, but in the bookkeeping between two: the state is lost all the same.
+                let mut running = shared.running.lock();
+                if let Some(pipeline) = running.pipeline.as_deref_mut() {
+                    pipeline.fail(FoldError::Panicked(message(payload.as_ref())));
+                }
+                running.runners -= 1;
+                shared.tell(&mut running);
+            }
+        });
+    }
+
     /// Takes ready tasks until there are none.
-    fn run(self: Arc<Self>) {
+    fn run(self: &Arc<Self>) {
         let mut running = self.running.lock();
         while let Some(work) = running.pipeline.as_deref_mut().and_then(Pipeline::take_next) {
             // This runner is counted, so what is ready beside its task is for others.
@@ -212,8 +229,7 @@ impl Shared {
             if !update_waits && self.pool.is_wanted() {
                 // Another model waits for a thread: this one goes to the end of the line.
                 drop(running);
-                let pool = self.pool.clone();
-                pool.spawn(move || self.run());
+                self.spawn();
                 return;
             }
         }
@@ -223,8 +239,8 @@ impl Shared {
 
     /// Wakes the driver if what it sleeps for is there.
     fn tell(&self, running: &mut Running) {
-        let Running { pipeline: Some(pipeline), awaited, .. } = running else { return };
-        if awaited.take_if(|awaited| awaited.is_there(pipeline)).is_some() {
+        let Running { pipeline: Some(pipeline), awaited, runners } = running else { return };
+        if awaited.take_if(|awaited| awaited.is_there(pipeline, *runners)).is_some() {
             self.there.notify_one();
         }
     }

@@ -85,6 +85,8 @@ struct Flight {
     gradients: Vec<Option<StageGradients>>,
     score: Score,
     refusal: Option<&'static str>,
+    /// A stage's mean of several steps' gradients left the finite numbers, and was dropped with this step's.
+    declined: bool,
 }
 
 /// A snapshot that is being made: every stage gives the version that it has when it is past the same step.
@@ -111,7 +113,6 @@ pub struct Pipeline {
     pub(super) learning_rate: f64,
     /// Why it cannot go on.
     failure: Option<FoldError>,
-    failed: bool,
 }
 
 impl Pipeline {
@@ -161,7 +162,6 @@ impl Pipeline {
             capture: None,
             learning_rate,
             failure: None,
-            failed: false,
         }
     }
 
@@ -211,33 +211,28 @@ impl Pipeline {
         outcomes.append(&mut self.outcomes);
     }
 
-    /// Whether there are such.
-    pub fn has_outcomes(&self) -> bool {
-        !self.outcomes.is_empty()
-    }
-
     /// Whether it has failed: nothing in it may be used any more.
     pub fn has_failed(&self) -> bool {
-        self.failed
+        self.failure.is_some()
     }
 
     /// Notes that a task could not be done.
     pub fn fail(&mut self, error: FoldError) {
-        self.failed = true;
         self.failure.get_or_insert(error);
     }
 
-    /// An error if it has failed; the reason is told once.
-    pub fn check(&mut self) -> Result<(), FoldError> {
-        if !self.failed {
-            return Ok(());
+    /// An error if it has failed: the first reason, however often it is asked for.
+    pub fn check(&self) -> Result<(), FoldError> {
+        match &self.failure {
+            None => Ok(()),
+            Some(FoldError::Panicked(message)) => Err(FoldError::Panicked(message.clone())),
+            Some(error) => Err(FoldError::Unavailable(error.to_string())),
         }
-        Err(self.failure.take().unwrap_or_else(|| FoldError::Contract("the state was lost with a step that failed".into())))
     }
 
     /// The tasks that may start now, the one to be preferred first; none once it has failed.
     pub fn ready(&self) -> impl Iterator<Item = Task> + '_ {
-        self.schedule.ready(self.offered.is_some()).filter(|_| !self.failed)
+        self.schedule.ready(self.offered.is_some()).filter(|_| !self.has_failed())
     }
 
     /// Takes the task that is to be preferred, if one is ready.
@@ -326,6 +321,7 @@ impl Pipeline {
                     gradients: std::iter::repeat_with(|| None).take(stages).collect(),
                     score: Score::default(),
                     refusal: None,
+                    declined: false,
                 });
             }
             (Gave::Forward { output, kept }, Task::Forward { ordinal, stage }) => {
@@ -341,11 +337,14 @@ impl Pipeline {
                 (flight.gradient, flight.gradients[stage]) = (gradient, Some(gradients));
             }
             (Gave::Update { layers, accumulated, applied }, Task::Update { ordinal, stage }) => {
+                let declined = accumulated.is_none() && !applied;
                 let state = &mut self.stages[stage];
                 (state.layers, state.accumulated) = (layers, accumulated);
-                if applied {
+                // Where it was to be updated in place, the newest is not in the window any more, changed or not.
+                if applied || state.window.is_empty() {
                     state.window.push_back(StageVersion { number: ordinal + 1, layers: state.newest() });
                 }
+                self.flight_mut(ordinal).declined |= declined;
             }
             (Gave::Refused(reason), Task::Forward { ordinal, .. } | Task::Backward { ordinal, .. }) => {
                 let flight = self.flight_mut(ordinal);
@@ -379,7 +378,8 @@ impl Pipeline {
             capture.statistics.clone_from(&self.statistics);
         }
         while let Some((ordinal, (in_part, whole))) = self.schedule.end() {
-            let Some(Flight { last, rows, score, refusal, statistics, .. }) = self.flights.pop_front() else { return };
+            let Some(flight) = self.flights.pop_front() else { return };
+            let Flight { last, rows, score, refusal, declined, statistics, .. } = flight;
             if let (Some(ended), Some(newest)) = (&statistics, &self.statistics)
                 && !Arc::ptr_eq(ended, newest)
             {
@@ -387,7 +387,7 @@ impl Pipeline {
             }
             let (verdict, score) = match refusal {
                 Some(reason) if !in_part => (Verdict::Quarantined(reason.into()), Score::default()),
-                _ if whole => (Verdict::Learned, score),
+                _ if whole && !declined => (Verdict::Learned, score),
                 _ => (Verdict::LearnedInPart, score),
             };
             self.outcomes.push(Outcome { ordinal, last, rows, verdict, score });
@@ -400,11 +400,6 @@ impl Pipeline {
         let stages = self.stages.iter().map(|_| None).collect();
         self.capture = Some(Capture { steps, statistics: None, stages });
         self.settle();
-    }
-
-    /// Whether a snapshot is being made.
-    pub fn is_capturing(&self) -> bool {
-        self.capture.is_some()
     }
 
     /// The snapshot that was begun, once every stage has given its part.
@@ -422,17 +417,21 @@ impl Pipeline {
     /// Goes on under another plan from the present step on: open sums are applied by the mean of what they hold, older versions
     /// dropped. The pipeline is idle.
     pub fn follow(&mut self, plan: Plan) -> Result<(), FoldError> {
+        self.check()?;
         if plan.start != self.ordinal() || !self.is_idle() {
             return Err(FoldError::Contract(format!("a plan from step {} at step {}", plan.start, self.ordinal())));
         }
         plan.check(&self.context.network).map_err(FoldError::Contract)?;
         let how = How { optimiser: &self.context.optimiser, learning_rate: self.learning_rate, superseded: Part::Snapshots };
         let mut layers = Vec::with_capacity(self.context.network.layers.len());
-        for (number, state) in self.stages.drain(..).enumerate() {
+        for (number, state) in std::mem::take(&mut self.stages).into_iter().enumerate() {
             let StageState { layers: mut of_stage, window, accumulated } = state;
             window.into_iter().rev().skip(1).for_each(StageVersion::retire);
-            if let Some(accumulated) = accumulated {
-                self.context.stage(number).update_by_mean(&mut of_stage, accumulated, how)?;
+            if let Some(accumulated) = accumulated
+                && let Err(error) = self.context.stage(number).update_by_mean(&mut of_stage, accumulated, how)
+            {
+                self.failure = Some(error.into());
+                return self.check();
             }
             layers.extend(of_stage);
         }

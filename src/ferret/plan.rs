@@ -18,7 +18,8 @@ pub enum Publication {
     /// At any step: a reader may still hold the last snapshot while the next one is made, so up to two more copies.
     #[default]
     Continuous,
-    /// With no step in flight, and the trainer goes on when no reader holds an older one: one more copy.
+    /// With no step in flight: one more copy. The trainer goes on when no reader holds an older one, so a slow reader makes it wait,
+    /// and whatever is asked of it meanwhile.
     AtDrain,
 }
 

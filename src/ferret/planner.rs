@@ -136,11 +136,14 @@ impl Planner {
     /// The best plan within `budget_bytes`, from step `start` on.
     pub fn choose(&self, start: u64, budget_bytes: Option<u64>) -> Result<Plan, BelowMinimum> {
         let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
-        [Publication::Continuous, Publication::AtDrain]
-            .into_iter()
-            .map(|publication| self.sequential(start, publication))
-            .find(|plan| plan.bytes.total() <= budget_bytes)
-            .ok_or_else(|| BelowMinimum { budget_bytes, minimum_bytes: self.minimum(start).bytes.total() })
+        let mut plan = self.sequential(start, Publication::Continuous);
+        if plan.bytes.total() > budget_bytes {
+            // Only the copies for readers differ, and the walk of the steps takes time.
+            plan.publication = Publication::AtDrain;
+            plan.bytes.snapshots = plan.bytes.weights * plan.publication.copies() as u64;
+        }
+        let minimum_bytes = plan.bytes.total();
+        if minimum_bytes <= budget_bytes { Ok(plan) } else { Err(BelowMinimum { budget_bytes, minimum_bytes }) }
     }
 
     /// The plan that a person wrote, completed, from step `start` on; it must fit `budget_bytes`.

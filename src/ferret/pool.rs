@@ -30,7 +30,7 @@ impl Pool {
                     tracing::warn!(%error, "compute threads keep the doors' priority");
                 }
                 for job in queue {
-                    // The job's owner has been told by then: runners catch what their tasks do.
+                    // Who made the job catches its panics and tells whom they concern; this only keeps the thread.
                     drop(catch_unwind(AssertUnwindSafe(job)));
                 }
             })?;

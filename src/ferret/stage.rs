@@ -369,19 +369,19 @@ impl Stage<'_> {
         Ok(accumulated)
     }
 
-    /// Update by the mean of the gradients of several steps. Sums that left the finite numbers teach nothing.
-    pub fn update_by_mean(&self, states: &mut [LayerState], accumulated: Accumulated, how: How<'_>) -> Result<()> {
+    /// Update by the mean of the gradients of several steps; `false` if the sums left the finite numbers, and taught nothing.
+    pub fn update_by_mean(&self, states: &mut [LayerState], accumulated: Accumulated, how: How<'_>) -> Result<bool> {
         let Accumulated { steps, sums, _guard } = accumulated;
         for sum in sums.iter().flatten() {
             optimiser::scale(sum, 1.0 / steps as f64)?;
             if !crate::network::is_finite(sum)? {
-                return Ok(());
+                return Ok(false);
             }
         }
         for (state, sums) in states.iter_mut().zip(sums) {
             self.update_layer(state, sums.into_iter().map(Gradient::Dense), how)?;
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -94,7 +94,9 @@ pub(super) enum Gave {
     },
     Update {
         layers: Vec<LayerState>,
+        /// Sums that wait for further steps.
         accumulated: Option<Accumulated>,
+        /// The weights have changed.
         applied: bool,
     },
     /// The step teaches nothing, here and below, for this reason.
@@ -110,11 +112,6 @@ pub(super) struct Admitted {
 }
 
 impl Work {
-    /// Which task this is.
-    pub fn task(&self) -> Task {
-        self.task
-    }
-
     /// Does it.
     pub fn run(self) -> Done {
         let Work { context, task, given } = self;
@@ -198,16 +195,15 @@ fn update(
     applies: bool,
     how: How<'_>,
 ) -> Result<Gave, FoldError> {
-    let mut accumulated = accumulated;
+    let mut applied = true;
     if stage.plan.accumulation == 1 {
         stage.update(&mut layers, gradients, how)?;
     } else {
-        let sums = stage.accumulate(accumulated.take(), gradients)?;
-        if applies {
-            stage.update_by_mean(&mut layers, sums, how)?;
-        } else {
-            accumulated = Some(sums);
+        let sums = stage.accumulate(accumulated, gradients)?;
+        if !applies {
+            return Ok(Gave::Update { layers, accumulated: Some(sums), applied: false });
         }
+        applied = stage.update_by_mean(&mut layers, sums, how)?;
     }
-    Ok(Gave::Update { layers, accumulated, applied: applies })
+    Ok(Gave::Update { layers, accumulated: None, applied })
 }

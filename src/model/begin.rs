@@ -199,6 +199,7 @@ impl Models {
             published_at: Instant::now(),
             publish_now: false,
             publishing: None,
+            changed: false,
             saved_at: Instant::now(),
             saved_version: head.as_ref().map(|head| head.version),
             save_again_at: None,

@@ -47,6 +47,8 @@ pub(super) struct Driver {
     pub(super) publish_now: bool,
     /// The version of the snapshot that the fold is making.
     pub(super) publishing: Option<Version>,
+    /// A decision was carried out that readers have not seen.
+    pub(super) changed: bool,
     pub(super) saved_at: Instant,
     pub(super) saved_version: Option<Version>,
     /// Not before this moment, because the last attempt failed.
@@ -128,9 +130,10 @@ impl Driver {
         self.cursor.sequence = step.last();
         let mut outcomes = Vec::new();
         let began = Instant::now();
-        self.fold.apply(step, &mut outcomes)?;
+        let applied = self.fold.apply(step, &mut outcomes);
         self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
+        applied?;
         self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
         Ok(Next::Again)
@@ -157,6 +160,8 @@ impl Driver {
     fn execute(&mut self, what: &What) -> Result<(), ModelError> {
         self.fold.execute(&what.change())?;
         self.decided += 1;
+        // A change of the plan may apply gradients that waited for further steps, so readers are to see it, whatever the version.
+        self.changed = true;
         let mut status = self.live.status.lock();
         if let What::Plan { budget_bytes, plan } = what {
             status.budget_bytes = *budget_bytes;
@@ -265,14 +270,14 @@ impl Driver {
     /// Hands readers a newer snapshot when it is time. It is begun at half the interval, so that the one that readers see is no
     /// older than the interval when the next has come through the pipeline.
     fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
-        let behind = self.live.published.load().version < self.cursor;
+        let behind = self.changed || self.live.published.load().version < self.cursor;
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
         if self.publishing.is_none() && behind && due {
             let mut outcomes = Vec::new();
             let begun = self.fold.begin_snapshot(&mut outcomes);
             self.settle(outcomes);
             if begun? {
-                (self.publishing, self.publish_now) = (Some(self.cursor), false);
+                (self.publishing, self.publish_now, self.changed) = (Some(self.cursor), false, false);
                 self.published_at = Instant::now();
             }
         }
@@ -282,6 +287,10 @@ impl Driver {
             self.live.published.store(Arc::new(Published { version, snapshot }));
             // Whoever waits looks again.
             self.live.progress.send_modify(|_| {});
+            if idle && version < self.cursor {
+                // That one was begun before the last steps came in.
+                return self.publish_if_due(idle);
+            }
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
     };
     let cut = case.cut;
     let plans = [
-        ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}],"publication":"at_drain"}}"#)),
+        ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}]}}"#)),
         (
             "2 stages, 1 worker",
             format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{cut}}}}},{{"layers":{{"start":{cut},"end":{layers}}}}}]}}"#),
