@@ -43,6 +43,7 @@ pub(super) struct Driver {
     /// Where the fold will be when its steps in flight have ended.
     pub(super) cursor: Version,
     pub(super) queue: Queue,
+    /// When the newest snapshot was begun.
     pub(super) published_at: Instant,
     pub(super) publish_now: bool,
     /// The version of the snapshot that the fold is making.
@@ -234,6 +235,9 @@ impl Driver {
         let now = Instant::now();
         let version = {
             let mut status = self.live.status.lock();
+            if self.live.published.load().version >= status.version {
+                status.unseen_since = now;
+            }
             for outcome in &outcomes {
                 status.settle(outcome, now);
             }
@@ -269,17 +273,18 @@ impl Driver {
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
         if self.publishing.is_none() && behind && due {
             let mut outcomes = Vec::new();
+            let now = Instant::now();
             let begun = self.fold.begin_snapshot(&mut outcomes);
             self.settle(outcomes);
             if begun? {
                 (self.publishing, self.publish_now) = (Some(self.cursor), false);
-                self.published_at = Instant::now();
+                self.published_at = now;
             }
         }
         let Some(version) = self.publishing else { return Ok(()) };
         if let Some(snapshot) = self.fold.snapshot()? {
             self.publishing = None;
-            self.live.published.store(Arc::new(Published { version, snapshot }));
+            self.live.published.store(Arc::new(Published { version, begun: self.published_at, snapshot }));
             // Whoever waits looks again.
             self.live.progress.send_modify(|_| {});
         }
