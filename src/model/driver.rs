@@ -321,6 +321,8 @@ impl Driver {
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
     fn checkpoint(&mut self) -> Result<(), ModelError> {
         self.drain()?;
+        // Readers have the newest while the disk is waited for.
+        self.publish_if_due(true)?;
         let version = self.version();
         let head = Head {
             folder: self.ground.folder_identity.clone(),

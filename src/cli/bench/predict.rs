@@ -134,7 +134,7 @@ async fn ask(service: Service, due: Instant) -> Result<f64, Failure> {
 async fn look(metrics: Service, until: Instant) -> Result<Vec<f64>, Failure> {
     let mut ages = Vec::new();
     while Instant::now() < until {
-        let page = metrics.get("/metrics").await?;
+        let page = metrics.get("").await?;
         let page = page.as_str().ok_or("the metrics are no text")?;
         let line = page.lines().find_map(|line| line.strip_prefix("mustela_model_snapshot_age_seconds{model=\"bench\"} "));
         ages.push(line.ok_or("the metrics lack the age of the snapshot")?.parse()?);

@@ -45,7 +45,7 @@ pub(super) struct Fresh {
     server: Server,
     /// Its doors.
     pub(super) service: Service,
-    /// Its metrics.
+    /// Its metrics, at the very address.
     pub(super) metrics: Service,
 }
 
