@@ -155,3 +155,30 @@ async fn predicting_changes_nothing_and_names_the_version() {
     assert_eq!(asked["online"], alone["online"]);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_grow_no_older_than_the_interval() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[("model.publish_interval_ms", "500")]).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    let age = || async {
+        let page = running.metrics().await;
+        let line = page.lines().find_map(|line| line.strip_prefix("mustela_model_snapshot_age_seconds{model=\"m\"} "));
+        line.unwrap().parse::<f64>().unwrap()
+    };
+    // It stands for longer than the interval: what is newest does not age.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(age().await, 0.0);
+    let (began, batch) = (Instant::now(), points(0, 64));
+    let mut oldest: f64 = 0.0;
+    while began.elapsed() < Duration::from_secs(2) {
+        client.post_json("/v1/streams/points/batches", &batch).await.expect(202);
+        oldest = oldest.max(age().await);
+    }
+    assert!(oldest > 0.0, "no look fell between two snapshots");
+    assert!(oldest <= 1.5, "a snapshot was {oldest} s old");
+    client.settled("m").await;
+    running.stop().await;
+}

@@ -20,6 +20,8 @@ pub struct ModelFigures {
     pub epoch: u32,
     /// The sequence of its version.
     pub sequence: u64,
+    /// How long ago the state that readers see was the newest, in seconds.
+    pub snapshot_age_seconds: f64,
     /// Sequence numbers of the stream that are not decided yet.
     pub lag_rows: u64,
     /// Steps that were applied.
@@ -125,6 +127,13 @@ fn versions_and_scores(models: &[ModelFigures]) -> Vec<MetricFamily> {
         plain(GAUGE, "mustela_model_version_sequence", "Every row up to this sequence is decided.", models, |m| {
             Some(m.sequence as f64)
         }),
+        plain(
+            GAUGE,
+            "mustela_model_snapshot_age_seconds",
+            "How long ago the state that readers see was the newest.",
+            models,
+            |m| Some(m.snapshot_age_seconds),
+        ),
         plain(GAUGE, "mustela_model_epoch", "Rollbacks and rebases so far.", models, |m| Some(f64::from(m.epoch))),
         labelled(
             GAUGE,

@@ -16,6 +16,7 @@ fn figures(model: &str) -> ModelFigures {
         rows,
         epoch: 2,
         sequence: 900,
+        snapshot_age_seconds: 0.02,
         lag_rows: 100,
         steps: 15,
         whole: ScoreFigures { accuracy_ratio: Some(0.75), loss: Some(0.5) },
@@ -71,7 +72,7 @@ fn names_keep_the_conventions() {
         assert!(known.contains(&unit) || unitless.contains(&unit), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 33);
+    assert_eq!(seen.len(), 34);
 }
 
 #[test]

@@ -43,10 +43,13 @@ pub(super) struct Driver {
     /// Where the fold will be when its steps in flight have ended.
     pub(super) cursor: Version,
     pub(super) queue: Queue,
+    /// When the newest snapshot was begun.
     pub(super) published_at: Instant,
     pub(super) publish_now: bool,
     /// The version of the snapshot that the fold is making.
     pub(super) publishing: Option<Version>,
+    /// Why it cannot go on, if a change that was asked for has shown so.
+    pub(super) broken: Option<String>,
     /// A decision was carried out that readers have not seen.
     pub(super) changed: bool,
     pub(super) saved_at: Instant,
@@ -83,6 +86,11 @@ impl Driver {
                 if self.answer(command).is_break() {
                     return;
                 }
+            }
+            if let Some(reason) = self.broken.take() {
+                self.fail(&ModelError::Inconsistent(reason));
+                stand(&self.live, self.deferred.into_iter().chain(self.commands));
+                return;
             }
             match self.advance() {
                 Ok(Next::Again) => {}
@@ -185,7 +193,7 @@ impl Driver {
                     let plan = driver.fold.propose_plan(Some(driver.ground.within(budget_bytes)))?;
                     Ok(What::Plan { budget_bytes, plan })
                 });
-                answer_to(reply, answer);
+                self.conclude(reply, answer);
             }
             Command::Plan(wish, reply) => {
                 let answer = self.change(|driver| {
@@ -193,11 +201,11 @@ impl Driver {
                     let plan = driver.fold.complete_plan(&wish, driver.ground.within(budget_bytes))?;
                     Ok(What::Plan { budget_bytes, plan })
                 });
-                answer_to(reply, answer);
+                self.conclude(reply, answer);
             }
             Command::LearningRate(learning_rate, reply) => {
                 let answer = self.change(|_| Ok(What::LearningRate(learning_rate)));
-                answer_to(reply, answer);
+                self.conclude(reply, answer);
             }
             Command::Publish => self.publish_now = true,
             Command::Stop => {
@@ -209,6 +217,14 @@ impl Driver {
             Command::Abandon => return std::ops::ControlFlow::Break(()),
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Tells whoever asked for a change what came of it. A fold that failed in it is not gone on with: the decision may be written.
+    fn conclude(&mut self, reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
+        if let Err(ChangeError::Failed(reason)) = &answer {
+            self.broken = Some(reason.clone());
+        }
+        answer_to(reply, answer);
     }
 
     /// Drains, lets `propose` look at the fold, writes its decision down and carries it out.
@@ -239,6 +255,9 @@ impl Driver {
         let now = Instant::now();
         let version = {
             let mut status = self.live.status.lock();
+            if self.live.published.load().version >= status.version {
+                status.unseen_since = now;
+            }
             for outcome in &outcomes {
                 status.settle(outcome, now);
             }
@@ -274,17 +293,18 @@ impl Driver {
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
         if self.publishing.is_none() && behind && due {
             let mut outcomes = Vec::new();
+            let now = Instant::now();
             let begun = self.fold.begin_snapshot(&mut outcomes);
             self.settle(outcomes);
             if begun? {
                 (self.publishing, self.publish_now, self.changed) = (Some(self.cursor), false, false);
-                self.published_at = Instant::now();
+                self.published_at = now;
             }
         }
         let Some(version) = self.publishing else { return Ok(()) };
         if let Some(snapshot) = self.fold.snapshot()? {
             self.publishing = None;
-            self.live.published.store(Arc::new(Published { version, snapshot }));
+            self.live.published.store(Arc::new(Published { version, begun: self.published_at, snapshot }));
             // Whoever waits looks again.
             self.live.progress.send_modify(|_| {});
             if idle && version < self.cursor {
@@ -325,6 +345,8 @@ impl Driver {
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
     fn checkpoint(&mut self) -> Result<(), ModelError> {
         self.drain()?;
+        // Readers have the newest while the disk is waited for.
+        self.publish_if_due(true)?;
         let version = self.version();
         let head = Head {
             folder: self.ground.folder_identity.clone(),

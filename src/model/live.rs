@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::Sender;
@@ -21,6 +21,8 @@ use crate::stream::Stream;
 pub struct Published {
     /// The version that answers name.
     pub version: Version,
+    /// When the driver began it.
+    pub begun: Instant,
     /// What answers.
     pub snapshot: Arc<dyn Snapshot>,
 }
@@ -128,6 +130,16 @@ impl Live {
         self.status.lock().rows_per_second(Instant::now())
     }
 
+    /// How long ago the state that readers see was the newest: nothing while they see every row that is decided.
+    fn snapshot_age(&self, status: &Status) -> Duration {
+        let published = self.published.load();
+        if published.version >= status.version {
+            return Duration::ZERO;
+        }
+        // A snapshot that stood for long while nothing was learned was the newest all that time.
+        published.begun.max(status.unseen_since).elapsed()
+    }
+
     /// The model at this moment, as `/metrics` shows it: all of it from one look at the status, so that its rows balance.
     pub fn figures(&self) -> ModelFigures {
         let status = self.status.lock();
@@ -154,6 +166,7 @@ impl Live {
             },
             epoch: status.version.epoch,
             sequence: status.version.sequence,
+            snapshot_age_seconds: self.snapshot_age(&status).as_secs_f64(),
             lag_rows: waiting,
             steps: status.tally.steps,
             whole: scores(status.tally.whole),

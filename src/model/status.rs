@@ -131,6 +131,8 @@ pub struct Status {
     pub failure: Option<String>,
     /// Why the last step was refused, where it was: a model that has diverged refuses every one.
     pub refusing: Option<String>,
+    /// When the last step ended before which readers saw the newest state.
+    pub(super) unseen_since: Instant,
     recent: VecDeque<Recent>,
     rate: Rate,
 }
@@ -152,6 +154,7 @@ impl Status {
             checkpoint: None,
             failure: None,
             refusing: None,
+            unseen_since: Instant::now(),
             recent: VecDeque::with_capacity(RECENT_OUTCOMES),
             rate: Rate::default(),
         }

@@ -2,7 +2,9 @@
 //!
 //! Ours is the trainer's own step with its ledger, from rows to updated weights; candle's is forward, `backward` and its plain
 //! SGD over a tensor that is ready, with the same allocator as ours. The two are timed in turn, in blocks, and the figure is the
-//! ratio of the medians. Then come what pipelines gain ([`super::pipeline`]) and the whole service. candle reads its number of threads from the environment only, so the work runs in a child process.
+//! ratio of the medians. Then come what pipelines gain ([`super::pipeline`]) and the whole service, its queries
+//! among it ([`super::predict`]). candle reads its number of threads from the environment only, so the work runs in a child
+//! process.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde::Serialize;
 
-use super::{autograd, median, pipeline, service, time};
+use super::{autograd, median, pipeline, predict, service, time};
 use crate::cli::Failure;
 use crate::ferret::executor::Executor;
 use crate::ferret::trainer::{Recipe, Trainer};
@@ -81,8 +83,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
     }
     let service = service::measure(arguments.quick)?;
+    let predict = predict::measure(arguments.quick)?;
     if arguments.json {
-        println!("{}", serde_json::json!({ "steps": steps, "pipelines": pipelines, "service": service }));
+        println!("{}", serde_json::json!({ "steps": steps, "pipelines": pipelines, "service": service, "predict": predict }));
     } else {
         println!(
             "\nwhole service over HTTP, MLP 784-256-256-10, batches of 64 x 784 u8, 2 connections, durable before acknowledged:"
@@ -90,6 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         for row in &service {
             println!("  {:<5} {:>8.0} rows/s acknowledged, {:>8.0} rows/s learned", row.format, row.acknowledged, row.learned);
         }
+        predict::print(&predict);
     }
     Ok(())
 }

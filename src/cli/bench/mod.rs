@@ -3,6 +3,7 @@
 mod autograd;
 mod engine;
 mod pipeline;
+mod predict;
 mod service;
 
 use std::time::Instant;
@@ -21,7 +22,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The training step beside candle's autograd on one thread, pipelines beside independent replicas on all, and rows a second
-    /// of the whole service
+    /// and queries of the whole service
     Engine(engine::Arguments),
 }
 
