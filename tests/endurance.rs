@@ -19,6 +19,19 @@ static ALLOCATOR: allocator::Counting = allocator::Counting;
 /// A million small steps through six stages: no deadlock, and no more memory at the end than at the beginning.
 #[test]
 fn a_million_steps_neither_stand_still_nor_grow() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let trained = std::thread::spawn(move || {
+        a_million_steps();
+        tell.send(()).unwrap();
+    });
+    // Half a minute on a quiet machine. A pipeline that stands still would never end.
+    if let Err(std::sync::mpsc::RecvTimeoutError::Timeout) = told.recv_timeout(std::time::Duration::from_secs(600)) {
+        panic!("a million steps take longer than ten minutes");
+    }
+    trained.join().unwrap();
+}
+
+fn a_million_steps() {
     let network = Network::build(
         &Architecture::Mlp { hidden: vec![2; 5], standardise: Some(false) },
         &[2],

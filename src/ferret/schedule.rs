@@ -291,9 +291,9 @@ mod tests {
         }
     }
 
-    /// Goes through every reachable state of `steps` steps with at most `threads` tasks at once, where step `refused` is refused.
-    fn explore(plan: Plan, steps: u64, threads: usize, refused: Option<u64>) -> usize {
-        let (start, stages) = (plan.start, plan.stages.len());
+    /// Goes through every reachable state of `steps` steps with at most `threads` tasks at once, where the task `refused` refuses.
+    fn explore(plan: Plan, steps: u64, threads: usize, refused: Option<Task>) -> usize {
+        let start = plan.start;
         let first = Explored { schedule: Schedule::new(Arc::new(plan), start), running: BTreeSet::new() };
         let mut seen = BTreeSet::from([first.key()]);
         let mut frontier = vec![first];
@@ -323,8 +323,7 @@ mod tests {
             for &task in &state.running {
                 let mut after = state.clone();
                 after.running.remove(&task);
-                let refuses = matches!(task, Task::Forward { ordinal, stage } if stage + 1 == stages && Some(ordinal) == refused);
-                after.schedule.finish(task, refuses);
+                after.schedule.finish(task, Some(task) == refused);
                 while after.schedule.end().is_some() {}
                 next.push(after);
             }
@@ -343,7 +342,9 @@ mod tests {
         for (stages, workers, steps, threads) in
             [(1, 1, 4, 2), (1, 2, 5, 3), (1, 3, 5, 3), (2, 1, 5, 3), (2, 2, 5, 2), (3, 1, 5, 2), (4, 1, 4, 2), (3, 2, 4, 2)]
         {
-            for refused in [None, Some(1)] {
+            let loss = Task::Forward { ordinal: 1, stage: stages - 1 };
+            let gradient = Task::Backward { ordinal: 1, stage: stages / 2 };
+            for refused in [None, Some(loss), Some(gradient)] {
                 states += explore(plan(0, stages, workers), steps, threads, refused);
             }
         }
@@ -352,7 +353,8 @@ mod tests {
             for (stage, stride) in omitting.stages.iter_mut().zip(strides) {
                 stage.stride = stride;
             }
-            states += explore(omitting, 6, 2, Some(5));
+            let last = omitting.stages.len() - 1;
+            states += explore(omitting, 6, 2, Some(Task::Forward { ordinal: 5, stage: last }));
         }
         assert!(states > 10_000, "{states} states");
     }
