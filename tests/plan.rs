@@ -115,7 +115,8 @@ async fn a_plan_that_cannot_be_is_refused_with_the_reason() {
     let whole = json!({ "start": 0, "end": 4 });
     for (wish, word) in [
         (json!({}), "stages"),
-        (json!([]), "Wish"),
+        (json!([]), "a plan, an object"),
+        (json!({ "stages": [{ "layers": whole, "recompute": "yes" }] }), "a list of layers"),
         (json!({ "stages": [] }), "0 stages"),
         (json!({ "stages": [{ "layers": { "start": 0, "end": 3 } }] }), "layer 3"),
         (json!({ "stages": [{ "layers": { "start": 0, "end": 99 } }] }), "4 layers"),
@@ -134,4 +135,36 @@ async fn a_plan_that_cannot_be_is_refused_with_the_reason() {
     client.put("/v1/models/none/plan", &json!({})).await.expect_problem(404, "not_found");
     client.put("/v1/models/m/plan", &json!({ "stages": [{ "layers": whole }] })).await.expect(200);
     running.stop().await;
+}
+
+/// `mustela plan` reckons and tries a plan, the smallest one too, and says why where there is none.
+#[test]
+fn the_command_reckons_and_tries() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, body: &Value| {
+        let path = folder.path().join(name);
+        std::fs::OpenOptions::new().create(true).write(true).truncate(true).open(&path).unwrap();
+        serde_json::to_writer(std::fs::OpenOptions::new().write(true).open(&path).unwrap(), body).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (stream, model) = (file("stream.json", &points_schema()), file("model.json", &points_model("points")));
+    let plan = file("plan.json", &pipelined());
+    let run = |flags: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mustela"));
+        command.args(["plan", &stream, &model, "--json"]).args(flags).output().unwrap()
+    };
+    let said = |flags: &[&str]| -> Value {
+        let output = run(flags);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(said["ledger_high_water_bytes"].as_u64() <= said["planned_bytes"].as_u64(), "{said}");
+        said
+    };
+    let best = said(&[]);
+    let minimum = best["minimum_bytes"].as_u64().unwrap();
+    let smallest = said(&["--budget", &minimum.to_string()]);
+    assert_eq!((&smallest["planned_bytes"], &smallest["plan"]["publication"]), (&json!(minimum), &json!("at_drain")));
+    assert_eq!(said(&["--plan", &plan])["stages"][0]["staleness"], 5);
+    let refused = run(&["--budget", &(minimum - 1).to_string()]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains(&minimum.to_string()));
 }

@@ -34,7 +34,7 @@ pub struct Planner {
 
 /// A plan as a person writes it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "expected a plan, an object with `stages`")]
 pub struct Wish {
     /// The stages, from the input's side on.
     pub stages: Vec<StageWish>,
@@ -48,7 +48,7 @@ pub struct Wish {
 
 /// A stage as a person writes it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "expected a stage, an object with `layers`")]
 pub struct StageWish {
     /// See [`StagePlan::layers`].
     pub layers: Range<usize>,
@@ -65,7 +65,7 @@ pub struct StageWish {
 
 /// What of a stage is recomputed.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`recompute` is true, false, or a list of layers")]
 pub enum Recompute {
     /// Nothing, or whatever saves the most bytes: the stage as a whole, or segment by segment.
     Whether(bool),

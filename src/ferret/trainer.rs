@@ -17,6 +17,8 @@ use crate::network::{self, Network, Optimiser};
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
 const FOLD_VERSION: u32 = 2;
 
+/// Characters of what is said about a plan that cannot be read.
+const FAULT_CHARS_MAX: usize = 400;
 /// How often the driver looks whether readers have let go of an old snapshot; they hold one for the length of a query.
 const READER_WAIT: Duration = Duration::from_micros(50);
 
@@ -126,7 +128,9 @@ impl Fold for Trainer {
     }
 
     fn complete_plan(&self, wish: &Value, budget_bytes: u64) -> Result<Value, PlanError> {
-        let wish: Wish = serde_json::from_value(wish.clone()).map_err(|error| PlanError::Refused(error.to_string()))?;
+        // What is wrong may be as long as what was sent.
+        let refused = |error: serde_json::Error| PlanError::Refused(error.to_string().chars().take(FAULT_CHARS_MAX).collect());
+        let wish: Wish = serde_json::from_value(wish.clone()).map_err(refused)?;
         let start = self.ordinal().unwrap_or(self.plan.start);
         Ok(json!(self.planner.complete(start, &wish, budget_bytes)?))
     }

@@ -226,6 +226,8 @@ fn argmax(probabilities: &[f32]) -> usize {
 
 /// What `GET /v1/models/{m}` says.
 fn view(live: &Live) -> Value {
+    // From what comes last to what comes first, because all of them only grow.
+    let published_version = live.published().version;
     let status = live.status();
     // The status first: the head only grows, so the difference is never negative.
     let lag_rows = live.stream.head().saturating_sub(status.version.sequence);
@@ -249,7 +251,7 @@ fn view(live: &Live) -> Value {
         "failure": status.failure,
         "refusing": status.refusing,
         "version": status.version,
-        "published_version": live.published().version,
+        "published_version": published_version,
         "learning_rate": status.learning_rate,
         "rows": {
             "accepted": counters.decided() + lag_rows,

@@ -173,9 +173,14 @@ fn memory(models: &[ModelFigures]) -> Vec<MetricFamily> {
         plain(GAUGE, "mustela_planned_bytes", "What the present plan will hold at most.", models, |m| {
             Some(m.planned_bytes as f64)
         }),
-        labelled(GAUGE, "mustela_planned_part_bytes", "What the present plan will hold at most, by part.", "part", models, |m| {
-            m.planned_part_bytes.iter().map(|(part, bytes)| (part.name(), *bytes as f64)).collect()
-        }),
+        labelled(
+            GAUGE,
+            "mustela_planned_part_bytes",
+            "What the present plan holds at the moment when all of it is most, by part; one part alone may hold more.",
+            "part",
+            models,
+            |m| m.planned_part_bytes.iter().map(|(part, bytes)| (part.name(), *bytes as f64)).collect(),
+        ),
         plain(GAUGE, "mustela_memory_budget_bytes", "The budget; absent where it is unconstrained.", models, |m| {
             m.memory_budget_bytes.map(|bytes| bytes as f64)
         }),
