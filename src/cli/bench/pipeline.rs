@@ -8,6 +8,7 @@
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
+use crossbeam::channel::unbounded;
 use serde::Serialize;
 
 use super::engine::{LEARNING_RATE, random_rows};
@@ -68,8 +69,9 @@ pub(super) struct Compared {
 /// A side of the comparison.
 enum Side {
     Plan(Box<Trainer>),
-    /// Each on a thread of its own.
-    Sequential(Vec<Trainer>),
+    /// Each on a compute thread of its own: threads of another kind get their memory elsewhere, and where it lies to the weights can
+    /// be worth a tenth of a step.
+    Sequential(Vec<Trainer>, Pool),
 }
 
 /// Measures every case with `threads` threads.
@@ -140,12 +142,12 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
     let sequential = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
     let make = |side: usize| -> Result<Side, Failure> {
         Ok(match side.checked_sub(1).map(|plan| planned.get(plan)) {
-            None => Side::Sequential(vec![sequential()?]),
+            None => Side::Sequential(vec![sequential()?], Pool::new(threads, 0)?),
             Some(Some(plan)) => {
                 let executor = Executor::Threads(Pool::new(threads, 0)?);
                 Side::Plan(Box::new(Trainer::new(recipe.clone(), plan.clone(), executor)?))
             }
-            Some(None) => Side::Sequential((0..threads).map(|_| sequential()).collect::<Result<_, _>>()?),
+            Some(None) => Side::Sequential((0..threads).map(|_| sequential()).collect::<Result<_, _>>()?, Pool::new(threads, 0)?),
         })
     };
     let sides = planned.len() + 2;
@@ -154,8 +156,7 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
     let mut rates = vec![Vec::with_capacity(BLOCKS); sides];
     for block in 0..BLOCKS {
         for turn in 0..sides {
-            // Nobody always comes after the same other, and nobody keeps the same memory: where weights happen to lie to each other
-            // in the caches can be worth a tenth of a step.
+            // Nobody always comes after the same other, and nobody keeps the same memory.
             let side = (turn * (1 + block % 2 * (sides - 2)) + block) % sides;
             rates[side].push(rate(&mut make(side)?, &step, steps)?);
         }
@@ -187,19 +188,26 @@ fn rate(side: &mut Side, step: &Step, steps: usize) -> Result<f64, Failure> {
             train(trainer, step, warm)?;
             (train(trainer, step, steps)?, steps)
         }
-        Side::Sequential(trainers) => {
-            let together = Barrier::new(trainers.len());
-            let alone = |trainer: &mut Trainer| {
-                train(trainer, step, warm)?;
-                together.wait();
-                train(trainer, step, steps)
-            };
-            let ended: Vec<Result<f64, Failure>> = std::thread::scope(|scope| {
-                let threads: Vec<_> = trainers.iter_mut().map(|trainer| scope.spawn(|| alone(trainer))).collect();
-                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("a replica panicked".into()))).collect()
-            });
-            let slowest = ended.into_iter().try_fold(0.0, |slowest, seconds| Ok::<_, Failure>(f64::max(slowest, seconds?)))?;
-            (slowest, trainers.len() * steps)
+        Side::Sequential(trainers, pool) => {
+            let count = trainers.len();
+            let (together, (tell, told)) = (Arc::new(Barrier::new(count)), unbounded());
+            for mut trainer in trainers.drain(..) {
+                let (together, tell, step) = (together.clone(), tell.clone(), step.clone());
+                pool.spawn(move || {
+                    let ended = train(&mut trainer, &step, warm).and_then(|_| {
+                        together.wait();
+                        train(&mut trainer, &step, steps)
+                    });
+                    drop(tell.send((trainer, ended)));
+                });
+            }
+            drop(tell);
+            let mut slowest: f64 = 0.0;
+            for (trainer, ended) in told {
+                trainers.push(trainer);
+                slowest = slowest.max(ended?);
+            }
+            (slowest, count * steps)
         }
     };
     Ok(done as f64 / seconds)
