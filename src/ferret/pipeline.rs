@@ -246,7 +246,9 @@ impl Pipeline {
         let given = match task {
             Task::Admit => {
                 let step = self.offered.take().ok_or_else(lost)?;
-                Given::Step { step, statistics: self.statistics.clone() }
+                // With no step in flight only readers hold the statistics of the rows before.
+                let superseded = if self.flights.is_empty() { Part::Snapshots } else { Part::WeightVersions };
+                Given::Step { step, statistics: self.statistics.clone(), superseded }
             }
             Task::Forward { ordinal, stage } => {
                 let mut versions = self.stages[stage].version(self.context.plan.read(ordinal, stage))?;

@@ -44,6 +44,8 @@ pub(super) enum Given {
         step: Step,
         /// Of the rows before.
         statistics: Option<Arc<LayerWeights>>,
+        /// What those are held for from now on, if anybody still holds them.
+        superseded: Part,
     },
     Forward {
         versions: Vec<Arc<LayerWeights>>,
@@ -116,7 +118,7 @@ impl Work {
     pub fn run(self) -> Done {
         let Work { context, task, given } = self;
         let gave = match (given, task) {
-            (Given::Step { step, statistics }, _) => admit(&context, &step, statistics),
+            (Given::Step { step, statistics, superseded }, _) => admit(&context, &step, statistics, superseded),
             (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {
                 forward(&context, stage, versions, input, targets, learns)
             }
@@ -143,14 +145,14 @@ pub struct Done {
 }
 
 /// Turns rows into the network's input, and advances the statistics of a standardising layer: by ordinal, never by time.
-fn admit(context: &Context, step: &Step, statistics: Option<Arc<LayerWeights>>) -> Result<Gave, FoldError> {
+fn admit(context: &Context, step: &Step, statistics: Option<Arc<LayerWeights>>, superseded: Part) -> Result<Gave, FoldError> {
     let (network, ledger) = (&context.network, &context.ledger);
     let targets = input::targets(&step.rows)?;
     let input = Counted::new(input::features(&step.rows, &network.input_shape)?, Part::Activations, ledger);
     let statistics = statistics.map(|before| {
         let mut advanced = before.tensors().to_vec();
         network.observe(&mut advanced, &input.tensor)?;
-        before.hold_for(Part::WeightVersions);
+        before.hold_for(superseded);
         Ok::<_, FoldError>(Arc::new(LayerWeights::new(advanced, ledger)))
     });
     let flight = Admitted { last: step.last(), rows: step.rows.count as u64, input, targets };
