@@ -175,11 +175,6 @@ impl Pipeline {
         self.schedule.admitted()
     }
 
-    /// Steps in flight.
-    pub fn in_flight(&self) -> u64 {
-        self.schedule.admitted() - self.schedule.ended()
-    }
-
     /// The learning rate that holds.
     pub fn learning_rate(&self) -> f64 {
         self.learning_rate

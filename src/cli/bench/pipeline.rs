@@ -194,10 +194,10 @@ fn rate(side: &mut Side, step: &Step, steps: usize) -> Result<f64, Failure> {
             for mut trainer in trainers.drain(..) {
                 let (together, tell, step) = (together.clone(), tell.clone(), step.clone());
                 pool.spawn(move || {
-                    let ended = train(&mut trainer, &step, warm).and_then(|_| {
-                        together.wait();
-                        train(&mut trainer, &step, steps)
-                    });
+                    let warmed = train(&mut trainer, &step, warm);
+                    // Whatever came of it: the others wait here too.
+                    together.wait();
+                    let ended = warmed.and_then(|_| train(&mut trainer, &step, steps));
                     drop(tell.send((trainer, ended)));
                 });
             }
