@@ -1,6 +1,6 @@
 //! The fold that trains networks, after Ferret (Zhou et al., CVPR 2025): a pipeline of stages within a memory budget.
 //!
-//! The way of a step is the order of the files. [`plan`] says how the network is cut and what is read when, [`profile`] what that
+//! The way of a step is the order of the files. [`plan`] says how the network is cut and what is read when, [`footprint`] what that
 //! holds, [`planner`] chooses. [`input`] turns rows into tensors, [`stage`] has the arithmetic of a stage's forward, backward and
 //! update, [`work`] a task with all that it reads; [`schedule`] says which tasks may run, [`pipeline`] gives them out and takes
 //! their results, [`executor`] runs them on the [`pool`] of compute threads. [`state`] is a pipeline as a checkpoint keeps it,
@@ -10,12 +10,12 @@
 //! and of the step's ordinal ([`plan::Plan::read`]).
 
 pub mod executor;
+pub mod footprint;
 pub mod input;
 pub mod pipeline;
 pub mod plan;
 pub mod planner;
 pub mod pool;
-pub mod profile;
 pub mod schedule;
 pub mod snapshot;
 pub mod stage;

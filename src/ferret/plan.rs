@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::profile::StepBytes;
+use super::footprint::StepBytes;
 use crate::ledger::Part;
 use crate::limits::{ACCUMULATION_MAX, STAGES_MAX, STRIDE_MAX, WORKERS_MAX};
 use crate::network::Network;

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
 use super::plan::{Plan, PlannedBytes, Publication, Reads, StagePlan, may_begin_segment};
-use super::profile::{
-    TENSOR_HEADER_BYTES, parameter_bytes, statistics_bytes, steps_bytes, tensors, weight_bytes, whole_steps_bytes,
-};
 use crate::fold::{BelowMinimum, PlanError};
 use crate::network::{Network, Optimiser};
 
@@ -30,6 +28,7 @@ pub struct Planner {
     pub queued_bytes: u64,
     /// Compute threads that there are.
     pub threads: usize,
+    footprint: Footprint,
 }
 
 /// A plan as a person writes it.
@@ -84,11 +83,17 @@ fn one() -> u64 {
 }
 
 impl Planner {
+    /// A planner for a network that is trained like this.
+    pub fn new(network: Arc<Network>, optimiser: Optimiser, step_rows: usize, queued_bytes: u64, threads: usize) -> Planner {
+        let footprint = Footprint::new(network.clone(), optimiser.fuses(), step_rows);
+        Planner { network, optimiser, step_rows, queued_bytes, threads, footprint }
+    }
+
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
     pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
         let mut plan = self.bare(start, stages, workers, publication);
         plan.threads = self.threads.min(usize::try_from(plan.in_flight()).unwrap_or(usize::MAX)).max(1);
-        plan.bytes = self.bytes(&plan);
+        plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
         plan
     }
 
@@ -98,26 +103,28 @@ impl Planner {
         Plan { start, stages, workers, reads: Reads::Ferret, step_rows, publication, threads: 1, bytes }
     }
 
-    fn bytes(&self, plan: &Plan) -> PlannedBytes {
-        let (weights, all) = (weight_bytes(&self.network), 0..self.network.layers.len());
+    /// The bytes of a plan through whose stages a step was `walked`.
+    pub(super) fn bytes(&self, plan: &Plan, walked: &Walked) -> PlannedBytes {
+        let footprint = &self.footprint;
+        let (weights, all) = (footprint.weights(), 0..self.network.layers.len());
         let copies = plan.publication.copies() as u64;
         let mut bytes = PlannedBytes {
             weights,
             // Every step in flight has the statistics of its own moment.
-            weight_versions: plan.in_flight() * statistics_bytes(&self.network),
+            weight_versions: plan.in_flight() * footprint.statistics(),
             snapshots: weights * copies,
-            optimiser: parameter_bytes(&self.network, all) * self.optimiser.state_count() as u64,
-            steps: steps_bytes(&self.network, plan, self.optimiser.fuses()),
+            optimiser: footprint.parameters(all) * self.optimiser.state_count() as u64,
+            steps: walked.steps(plan),
             queued_rows: self.queued_bytes,
             ..PlannedBytes::default()
         };
         let mut headers = 0;
         for (number, stage) in plan.stages.iter().enumerate() {
-            let parameters = parameter_bytes(&self.network, stage.layers.clone());
+            let parameters = footprint.parameters(stage.layers.clone());
             bytes.weight_versions += (plan.versions(number) - 1) * parameters;
             bytes.accumulators += if stage.accumulation > 1 { parameters } else { 0 };
             // A gradient for each parameter, and what a step has at each layer.
-            let of_step = tensors(&self.network, stage.layers.clone()) + STEP_TENSORS * stage.layers.len() as u64;
+            let of_step = footprint.tensors(stage.layers.clone()) + STEP_TENSORS * stage.layers.len() as u64;
             headers += plan.lag(number) * of_step;
         }
         bytes.overhead = OVERHEAD_BYTES + headers * TENSOR_HEADER_BYTES;
@@ -180,17 +187,17 @@ impl Planner {
     }
 
     /// The recomputation of a stage that leaves the fewest bytes: as a whole, or in segments of about equal activations. Empty where
-    /// nothing saves any. Only whole steps are compared: there may be hundreds of layers to begin a segment at.
+    /// nothing saves any.
     fn recompute(&self, start: u64, stages: &[StagePlan], number: usize, workers: u64) -> Vec<usize> {
         let layers = stages[number].layers.clone();
         let outputs: Vec<u64> = layers.clone().map(|layer| self.network.layers[layer].cost(1).output).collect();
         let all: u64 = outputs.iter().sum();
         let mut plan = self.bare(start, stages.to_vec(), workers, Publication::AtDrain);
-        let mut best = (whole_steps_bytes(&self.network, &plan, self.optimiser.fuses()).total(), Vec::new());
+        let mut best = (self.footprint.walk(&plan.stages).steps(&plan).total(), Vec::new());
         let segmented = (1..=layers.len() as u64).filter_map(|segments| self.segments(&layers, &outputs, all / segments));
         for recompute in segmented {
             plan.stages[number].recompute = recompute;
-            let bytes = whole_steps_bytes(&self.network, &plan, self.optimiser.fuses()).total();
+            let bytes = self.footprint.walk(&plan.stages).steps(&plan).total();
             if bytes < best.0 {
                 best = (bytes, plan.stages[number].recompute.clone());
             }
@@ -223,7 +230,7 @@ mod tests {
     fn planner(architecture: &str, shape: &[usize]) -> Planner {
         let architecture: Architecture = serde_json::from_str(architecture).unwrap();
         let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
-        Planner { network, optimiser: Optimiser::default(), step_rows: 16, queued_bytes: 0, threads: 2 }
+        Planner::new(network, Optimiser::default(), 16, 0, 2)
     }
 
     fn complete(planner: &Planner, wish: &str) -> Result<Plan, PlanError> {

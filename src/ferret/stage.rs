@@ -3,15 +3,15 @@
 //! A version of a layer's weights is copy-on-write: an update works in place when nobody else holds it, and otherwise in fresh
 //! storage behind a new `Arc`; the values are the same either way. Tensors are lent and never cloned out of a version, because a
 //! candle clone shares storage behind the `Arc`'s back. Every storage is counted in the ledger by the rules of
-//! [`super::profile`], so that what the walk predicts and what a step holds can be compared byte by byte.
+//! [`super::footprint`], so that what the walk predicts and what a step holds can be compared byte by byte.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::footprint::TENSOR_HEADER_BYTES;
 use super::plan::StagePlan;
-use super::profile::TENSOR_HEADER_BYTES;
 use crate::ledger::{Guard, Ledger, Part};
 use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy, optimiser};
 

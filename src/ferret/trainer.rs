@@ -44,13 +44,7 @@ pub struct Recipe {
 impl Recipe {
     /// The planner for this network.
     pub fn planner(&self) -> Planner {
-        Planner {
-            network: self.network.clone(),
-            optimiser: self.optimiser,
-            step_rows: self.step_rows,
-            queued_bytes: self.queued_bytes,
-            threads: self.threads,
-        }
+        Planner::new(self.network.clone(), self.optimiser, self.step_rows, self.queued_bytes, self.threads)
     }
 }
 
