@@ -115,7 +115,7 @@ pub struct Model {
     pub step_rows: usize,
     /// Between two snapshots for readers at least.
     pub publish_interval_ms: u64,
-    /// Rows behind before `backpressure` refuses posts.
+    /// Rows behind before `backpressure` refuses posts, or `last_n` skips rows.
     pub lag_rows_max: u64,
     /// Largest memory budget of one model.
     pub memory_bytes_max: u64,

@@ -124,6 +124,8 @@ struct Applied {
     accuracy: Option<f64>,
     /// Rows of it that the guard refused: they are decided, and taught nothing.
     quarantined_rows: u64,
+    /// Rows of it that were skipped, because too many waited.
+    skipped_rows: u64,
 }
 
 pub(super) async fn post_batch(
@@ -234,7 +236,7 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
     let (first, last) = (acknowledged.first_sequence, acknowledged.sequence);
     let waited = tokio::time::timeout(longest, model.applied(first, last)).await;
     let (status, applied) = match waited {
-        Ok(Some((model_version, Learned { score, quarantined }))) => {
+        Ok(Some((model_version, Learned { score, quarantined, skipped }))) => {
             let Score { rows, loss, correct } = score;
             let share = |sum: f64| (rows > 0).then(|| sum / rows as f64);
             let accuracy = if model.stream.schema.is_classified() { share(correct as f64) } else { None };
@@ -245,6 +247,7 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
                 loss: share(loss),
                 accuracy,
                 quarantined_rows: quarantined,
+                skipped_rows: skipped,
             };
             (StatusCode::OK, applied)
         }
@@ -257,6 +260,7 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
                 loss: None,
                 accuracy: None,
                 quarantined_rows: 0,
+                skipped_rows: 0,
             };
             (StatusCode::ACCEPTED, applied)
         }

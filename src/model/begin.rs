@@ -20,7 +20,7 @@ use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::registry::{Models, Record, RegistryError, Running};
 use super::status::{CheckpointFigures, Status, Tally};
-use crate::fold::{Fold, FoldError, Predictions, Snapshot, Version};
+use crate::fold::{Fold, FoldError, Predictions, Sequence, Snapshot, Version};
 use crate::ledger::Ledger;
 use crate::rows::Rows;
 use crate::stream::Stream;
@@ -38,6 +38,8 @@ pub(super) struct Begin {
     pub(super) followed: Option<(Option<u64>, serde_json::Value)>,
     /// Decisions that the state does not hold yet.
     pub(super) decisions: Vec<Decision>,
+    /// Rows up to here may have been learned, and seen to be, by an earlier process.
+    pub(super) known: Sequence,
 }
 
 /// The snapshot of a model that has none to show: what is corrupt is never served.
@@ -93,10 +95,10 @@ impl Models {
         // The state follows a plan already; which budget it answers stands in the decision.
         let followed = decisions.into_iter().rev().find_map(|decision| match decision.what {
             What::Plan { budget_bytes, plan } => Some((budget_bytes, plan)),
-            What::LearningRate(_) => None,
+            What::LearningRate(_) | What::Skip { .. } => None,
         });
         let (name, record, stream) = (name.to_owned(), record.clone(), stream.clone());
-        self.start(Begin { id, name, record, stream, fold, loaded, followed, decisions: pending })?;
+        self.start(Begin { id, name, record, stream, fold, loaded, followed, decisions: pending, known: head })?;
         Ok(())
     }
 
@@ -155,7 +157,7 @@ impl Models {
         asked: Receiver<Command>,
         wake: Receiver<()>,
     ) -> Result<(Arc<Live>, Driver), ModelError> {
-        let Begin { id, name, record, stream, mut fold, loaded, followed, decisions } = begin;
+        let Begin { id, name, record, stream, mut fold, loaded, followed, decisions, known } = begin;
         let (head, figures) = loaded.unzip();
         let tally = head.as_ref().map_or_else(|| Tally::new(self.ground.settings.sliding_rows), |head| head.tally.clone());
         let version = head.as_ref().map_or(Version { epoch: 0, sequence: record.origin }, |head| head.version);
@@ -192,6 +194,8 @@ impl Models {
             commands: asked,
             wake,
             decisions: VecDeque::from(decisions),
+            window: live.spec.overload.window(self.ground.settings.lag_rows_max),
+            known,
             deferred: VecDeque::new(),
             decided: head.as_ref().map_or(0, |head| head.decisions),
             cursor: version,

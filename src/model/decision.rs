@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fold::{Change, Version};
+use crate::fold::{Change, Sequence, Version};
 
 /// The format of an encoded decision.
 const FORMAT: u8 = 1;
@@ -32,14 +32,20 @@ pub enum What {
     },
     /// A new learning rate.
     LearningRate(f64),
+    /// Rows that the model gives away, because too many wait: those after the decision's version, up to and with this one.
+    Skip {
+        /// The last of them.
+        through: Sequence,
+    },
 }
 
 impl What {
-    /// What the fold has to carry out.
-    pub fn change(&self) -> Change {
+    /// What the fold has to carry out; none where it is not concerned.
+    pub fn change(&self) -> Option<Change> {
         match self {
-            What::Plan { plan, .. } => Change::Plan(plan.clone()),
-            What::LearningRate(learning_rate) => Change::LearningRate(*learning_rate),
+            What::Plan { plan, .. } => Some(Change::Plan(plan.clone())),
+            What::LearningRate(learning_rate) => Some(Change::LearningRate(*learning_rate)),
+            What::Skip { .. } => None,
         }
     }
 }
@@ -85,7 +91,7 @@ mod tests {
     fn a_decision_reads_back_and_a_flipped_bit_does_not() {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
-        for what in [What::Plan { budget_bytes: Some(1 << 20), plan }, What::LearningRate(0.025)] {
+        for what in [What::Plan { budget_bytes: Some(1 << 20), plan }, What::LearningRate(0.025), What::Skip { through: 700 }] {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();
             assert_eq!(Decision::decode(&bytes).unwrap(), decision);

@@ -1,7 +1,7 @@
 //! The driver of one model: a thread that pulls records from the log into the fold, at the fold's own pace.
 //!
 //! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, answer what doors
-//! ask, give the fold its next step, settle the steps that ended, publish, write checkpoints. Nobody pushes into it, and after a
+//! ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended, publish, write checkpoints. Nobody pushes into it, and after a
 //! crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
 use std::collections::VecDeque;
@@ -18,9 +18,11 @@ use super::checkpoint::{self, CheckpointError, Head};
 use super::decision::{Decision, What};
 use super::live::{ChangeError, Command, Live, Published};
 use super::queue::Queue;
+use super::spec::Window;
+use super::status::Status;
 use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
-use crate::fold::{Fold, Outcome, Verdict, Version};
+use crate::fold::{Fold, Outcome, Sequence, Verdict, Version};
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -36,6 +38,11 @@ pub(super) struct Driver {
     pub(super) wake: Receiver<()>,
     /// Decisions that are written down and not yet carried out.
     pub(super) decisions: VecDeque<Decision>,
+    /// When rows are skipped; none for a model that learns every row.
+    pub(super) window: Option<Window>,
+    /// Rows up to here were in the log at the start. They may have been learned, and seen to be, before: none of them is skipped
+    /// that was not skipped then, or replay would come to another state.
+    pub(super) known: Sequence,
     /// Changes that were asked for while replay goes on.
     pub(super) deferred: VecDeque<Command>,
     /// Decisions that the state holds.
@@ -129,6 +136,7 @@ impl Driver {
     /// One round of the loop's work.
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
+        self.skip_if_over()?;
         let Some(step) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
             self.drain()?;
             self.publish_if_due(true)?;
@@ -165,9 +173,26 @@ impl Driver {
         Ok(())
     }
 
+    /// Gives rows away where more wait than the model's window takes. Beyond the rows that were known at the start no decision of
+    /// the log is pending, so this one is the log's next.
+    fn skip_if_over(&mut self) -> Result<(), ModelError> {
+        let Some(window) = self.window.filter(|_| self.cursor.sequence >= self.known) else { return Ok(()) };
+        let head = self.live.stream.head();
+        if head - self.cursor.sequence <= window.rows {
+            return Ok(());
+        }
+        self.drain()?;
+        self.decide(What::Skip { through: head - window.keep })
+    }
+
     fn execute(&mut self, what: &What) -> Result<(), ModelError> {
-        self.fold.execute(&what.change())?;
         self.decided += 1;
+        if let What::Skip { through } = what {
+            return self.skip(*through);
+        }
+        if let Some(change) = what.change() {
+            self.fold.execute(&change)?;
+        }
         // A change of the plan may apply gradients that waited for further steps, so readers are to see it, whatever the version.
         self.changed = true;
         let mut status = self.live.status.lock();
@@ -176,6 +201,21 @@ impl Driver {
             status.plan = plan.clone();
         }
         status.note(self.fold.as_ref());
+        Ok(())
+    }
+
+    /// Goes on behind `through`; the fold, which is drained, never hears of the rows up to there.
+    fn skip(&mut self, through: Sequence) -> Result<(), ModelError> {
+        if through < self.cursor.sequence {
+            return Err(ModelError::Inconsistent(format!("rows up to {through} were to be skipped at version {}", self.cursor)));
+        }
+        self.cursor.sequence = through;
+        {
+            let mut status = self.live.status.lock();
+            self.note_unseen(&mut status, Instant::now());
+            status.skip(through);
+        }
+        self.moved();
         Ok(())
     }
 
@@ -233,7 +273,9 @@ impl Driver {
         self.drain().map_err(failed)?;
         self.execute_due().map_err(failed)?;
         let what = propose(self)?;
-        self.fold.check(&what.change()).map_err(ChangeError::Refused)?;
+        if let Some(change) = what.change() {
+            self.fold.check(&change).map_err(ChangeError::Refused)?;
+        }
         self.decide(what).map_err(|error| match error {
             ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
             other => ChangeError::Failed(other.to_string()),
@@ -253,19 +295,29 @@ impl Driver {
             return;
         }
         let now = Instant::now();
-        let version = {
+        {
             let mut status = self.live.status.lock();
-            if self.live.published.load().version >= status.version {
-                status.unseen_since = now;
-            }
+            self.note_unseen(&mut status, now);
             for outcome in &outcomes {
                 status.settle(outcome, now);
             }
-            status.version
-        };
+        }
         for outcome in &outcomes {
             self.tell_of_refusal(outcome);
         }
+        self.moved();
+    }
+
+    /// Notes, before the version moves on, since when readers do not see the newest state.
+    fn note_unseen(&self, status: &mut Status, now: Instant) {
+        if self.live.published.load().version >= status.version {
+            status.unseen_since = now;
+        }
+    }
+
+    /// Lets go of the rows that are decided now, and tells whoever waits for them.
+    fn moved(&mut self) {
+        let version = self.version();
         self.queue.forget(version.sequence);
         self.live.progress.send_modify(|progress| progress.version = version);
     }

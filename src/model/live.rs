@@ -125,7 +125,7 @@ impl Live {
         self.stream.head().saturating_sub(version)
     }
 
-    /// Rows a second that the model decided lately.
+    /// Rows a second that the model learned or refused lately.
     pub fn rows_per_second(&self) -> f64 {
         self.status.lock().rows_per_second(Instant::now())
     }

@@ -63,7 +63,7 @@ pub enum ModelError {
 pub struct Settings {
     /// The longest that readers see the same snapshot while rows are learned.
     pub publish_interval: Duration,
-    /// Rows behind that a model under backpressure may be, where its spec does not say.
+    /// Rows behind that a model may be before its overload policy acts, where its spec does not say.
     pub lag_rows_max: u64,
     /// The largest budget of one model, in bytes.
     pub memory_bytes_max: u64,

@@ -113,6 +113,7 @@ impl Models {
         if self.running.read().len() >= limits::MODELS_MAX {
             return Err(RegistryError::Invalid(format!("{} models are the most", limits::MODELS_MAX)));
         }
+        spec.overload.check(self.ground.settings.lag_rows_max).map_err(RegistryError::Invalid)?;
         let stream = self.streams.get(&spec.stream)?;
         let id = self.streams.log().next_model_id()?;
         // From here on the log keeps what the model will begin with.
@@ -141,7 +142,8 @@ impl Models {
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
         self.ground.committer.commit(vec![put, decided])?;
         let name = name.to_owned();
-        Ok(self.start(Begin { id, name, record, stream, fold, loaded: None, followed: None, decisions: vec![first] })?)
+        let decisions = vec![first];
+        Ok(self.start(Begin { id, name, record, stream, fold, loaded: None, followed: None, decisions, known: origin })?)
     }
 
     /// The model of this name.
@@ -190,7 +192,7 @@ impl Models {
     pub fn behind(&self, stream: &Stream) -> Option<Behind> {
         let models = self.list().into_iter().filter(|live| live.stream.id == stream.id);
         let behind = models.filter_map(|live| {
-            let Overload::Backpressure { lag_rows_max } = live.spec.overload;
+            let Overload::Backpressure { lag_rows_max } = live.spec.overload else { return None };
             let lag_rows_max = lag_rows_max.unwrap_or(self.ground.settings.lag_rows_max);
             let lag_rows = live.lag_rows();
             if lag_rows <= lag_rows_max {

@@ -1,6 +1,7 @@
 //! What a model says about itself: its counters, its prequential scores, and what became of the newest steps.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
 use crate::ledger::Part;
 
-/// Ends of steps that are remembered for a client that waits for its own rows.
+/// Ends of steps, and as many skips, that are remembered for a client that waits for its own rows.
 const RECENT_OUTCOMES: usize = 512;
 
 /// What became of the rows of a model, each in exactly one of these (promise 8). Waiting rows are the rest.
@@ -134,6 +135,8 @@ pub struct Status {
     /// When the last step ended before which readers saw the newest state.
     pub(super) unseen_since: Instant,
     recent: VecDeque<Recent>,
+    /// Apart from the steps, of which there may be many between two skips.
+    skips: VecDeque<RangeInclusive<Sequence>>,
     rate: Rate,
 }
 
@@ -156,6 +159,7 @@ impl Status {
             refusing: None,
             unseen_since: Instant::now(),
             recent: VecDeque::with_capacity(RECENT_OUTCOMES),
+            skips: VecDeque::new(),
             rate: Rate::default(),
         }
     }
@@ -201,18 +205,32 @@ impl Status {
         self.rate.add(outcome.rows, now);
     }
 
+    /// Notes that the rows up to `through` are skipped. The rate does not count them: they took no time.
+    pub fn skip(&mut self, through: Sequence) {
+        let first = self.version.sequence + 1;
+        self.version.sequence = through;
+        self.tally.counters.skipped += through + 1 - first;
+        if self.skips.len() == RECENT_OUTCOMES {
+            self.skips.pop_front();
+        }
+        self.skips.push_back(first..=through);
+    }
+
     /// What became of rows `first` to `last`, as far as the newest steps tell. Steps end with their records, so none reaches beyond
-    /// a post.
+    /// a post; a skip may.
     pub fn learned(&self, first: Sequence, last: Sequence) -> Learned {
         let mut learned = Learned::default();
         for step in self.recent.iter().filter(|step| step.first <= last && step.last >= first) {
             learned.score.add(step.score);
             learned.quarantined += step.quarantined;
         }
+        for skip in &self.skips {
+            learned.skipped += (last.min(*skip.end()) + 1).saturating_sub(first.max(*skip.start()));
+        }
         learned
     }
 
-    /// Rows a second that were decided lately.
+    /// Rows a second whose steps ended lately.
     pub fn rows_per_second(&self, now: Instant) -> f64 {
         self.rate.per_second(now)
     }
@@ -234,6 +252,8 @@ pub struct Learned {
     pub score: Score,
     /// Rows that were refused.
     pub quarantined: u64,
+    /// Rows that were skipped.
+    pub skipped: u64,
 }
 
 /// Rows a second over the last second or two, in two buckets.
@@ -294,6 +314,18 @@ mod tests {
         status.settle(&refused, Instant::now());
         assert_eq!(status.tally.counters.quarantined, 3);
         assert_eq!(status.tally.whole, Score::default());
-        assert_eq!(status.learned(1, 3), Learned { score: Score::default(), quarantined: 3 });
+        assert_eq!(status.learned(1, 3), Learned { quarantined: 3, ..Learned::default() });
+    }
+
+    #[test]
+    fn skipped_rows_are_counted_and_told_to_whoever_posted_them() {
+        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        status.settle(&outcome(0, 2, 2, 1), Instant::now());
+        status.skip(10);
+        status.settle(&outcome(1, 12, 2, 1), Instant::now());
+        assert_eq!((status.version.sequence, status.tally.counters.skipped, status.tally.counters.decided()), (12, 8, 12));
+        for (first, last, skipped) in [(1, 2, 0), (1, 3, 1), (3, 10, 8), (5, 6, 2), (9, 12, 2), (11, 12, 0), (1, 12, 8)] {
+            assert_eq!(status.learned(first, last).skipped, skipped, "{first} to {last}");
+        }
     }
 }

@@ -1,0 +1,250 @@
+//! The policy `last_n`: too many rows that wait are skipped by decisions, counted, and skipped again by every replay.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mustela::cli::serve::Service;
+use mustela::disk::FileSystem;
+use mustela::fold::{
+    BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Score, Sequence, Snapshot, State, StateRef, Step, Verdict,
+};
+use mustela::ledger::Ledger;
+use mustela::model::kind::{Kind, Kinds, SpecError};
+use mustela::rows::Rows;
+use mustela::shutdown;
+use mustela::stream::Schema;
+use parking_lot::{Condvar, Mutex};
+use serde_json::{Value, json};
+use support::{Client, Process, Running, points, points_model, points_schema};
+
+/// A points model that holds at most 100 waiting rows, and keeps the newest 40 of more.
+fn skipping(stream: &str) -> Value {
+    let mut model = points_model(stream);
+    model["overload"] = json!({ "policy": "last_n", "window_rows": 100, "keep_rows": 40 });
+    model
+}
+
+/// Posts rows in one go once all others are decided, so that every run sees the same backlog at the same version.
+async fn post(client: &Client, stream: &str, model: &str, first: usize, count: usize) {
+    client.post_json(&format!("/v1/streams/{stream}/batches"), &points(first, count)).await.expect(202);
+    client.settled(model).await;
+}
+
+/// Posts: rows in all, and how many of the newest are kept.
+const POSTS: [(usize, usize); 6] = [(60, 60), (200, 40), (30, 30), (150, 40), (101, 40), (100, 100)];
+
+/// The state's hash, the counters and the scores of `m` after all posts, with a kill -9 after the fourth where `kill` says so.
+async fn run(folder: &Path, interval_rows: &str, kill: bool) -> (Value, Value, Value) {
+    let settings = [("checkpoint.interval_rows", interval_rows)];
+    let mut process = Process::start(folder, &settings);
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    process.client.put("/v1/models/m", &skipping("points")).await.expect(201);
+    process.client.put("/v1/models/all", &points_model("points")).await.expect(201);
+    let mut first = 0;
+    for (number, (rows, _)) in POSTS.into_iter().enumerate() {
+        if kill && number == 4 {
+            process.kill();
+            process = Process::start(folder, &settings);
+        }
+        post(&process.client, "points", "m", first, rows).await;
+        first += rows;
+    }
+    let all = process.client.settled("all").await;
+    assert_eq!((&all["rows"]["learned"], &all["rows"]["skipped"]), (&json!(641), &json!(0)));
+    assert_eq!(process.terminate(), Some(0));
+    let process = Process::start(folder, &settings);
+    let view = process.client.settled("m").await;
+    assert_eq!(view["version"], "0.641");
+    assert_eq!(process.terminate(), Some(0));
+    (view["checkpoint"]["state_hash"].clone(), view["rows"].clone(), view["online"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skips_are_replayed_to_the_bit_and_teach_nothing() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let whole = run(folders[0].path(), "1000000", false).await;
+    let rows = &whole.1;
+    assert_eq!(
+        (&rows["accepted"], &rows["learned"], &rows["skipped"], &rows["waiting"]),
+        (&json!(641), &json!(310), &json!(331), &json!(0))
+    );
+    assert_eq!(run(folders[1].path(), "70", true).await, whole, "killed, with a checkpoint every 70 rows");
+    assert_eq!(run(folders[2].path(), "1000000", true).await, whole, "killed, and all replayed");
+
+    // A model that is given exactly the rows that were kept, by the same posts, is the same model.
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    running.client.put("/v1/streams/kept", &points_schema()).await.expect(201);
+    running.client.put("/v1/models/m", &points_model("kept")).await.expect(201);
+    let mut first = 0;
+    for (rows, kept) in POSTS {
+        post(&running.client, "kept", "m", first + rows - kept, kept).await;
+        first += rows;
+    }
+    running.stop().await;
+    let running = Running::start(folder.path(), &[]).await;
+    let view = running.client.get("/v1/models/m").await.expect(200);
+    assert_eq!((&view["checkpoint"]["state_hash"], &view["online"]), (&whole.0, &whole.2));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_that_cannot_be_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[("model.lag_rows_max", "50")]).await;
+    running.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    let put = async |overload: Value| {
+        let mut model = points_model("points");
+        model["overload"] = overload;
+        running.client.put("/v1/models/m", &model).await
+    };
+    put(json!({ "policy": "first_n" })).await.expect_problem(422, "invalid_body");
+    put(json!({ "policy": "last_n", "rows": 3 })).await.expect_problem(422, "invalid_body");
+    put(json!({ "policy": "last_n", "keep_rows": -1 })).await.expect_problem(422, "invalid_body");
+    for (overload, words) in [
+        (json!({ "policy": "last_n", "window_rows": 0 }), "window_rows is 0"),
+        (json!({ "policy": "last_n", "keep_rows": 0 }), "keep_rows is 0, allowed are 1 to 50"),
+        (json!({ "policy": "last_n", "keep_rows": 51 }), "keep_rows is 51, allowed are 1 to 50"),
+        (json!({ "policy": "last_n", "window_rows": 8, "keep_rows": 9 }), "keep_rows is 9, allowed are 1 to 8"),
+    ] {
+        let problem = put(overload).await.expect_problem(422, "invalid_model");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
+    }
+    put(json!({ "policy": "last_n" })).await.expect(201);
+    running.stop().await;
+}
+
+/// A fold that waits at a gate in each step, and remembers which rows it was given.
+#[derive(Clone, Default)]
+struct Gate(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    open: Mutex<bool>,
+    opened: Condvar,
+    given: Mutex<Vec<(Sequence, Sequence)>>,
+}
+
+struct Gated {
+    gate: Gate,
+    ledger: Ledger,
+    ordinal: u64,
+}
+
+struct AlwaysFirst;
+
+impl Snapshot for AlwaysFirst {
+    fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError> {
+        Ok(Predictions::Classes { classes: 3, probabilities: [0.8, 0.1, 0.1].repeat(rows.count) })
+    }
+}
+
+impl Kind for Gate {
+    fn name(&self) -> &'static str {
+        "gated"
+    }
+
+    fn propose_plan(&self, _: &serde_json::Map<String, Value>, _: &Schema, _: u64, _: Option<u64>) -> Result<Value, SpecError> {
+        Ok(json!({}))
+    }
+
+    fn build(&self, _: &serde_json::Map<String, Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
+        Ok(Box::new(Gated { gate: self.clone(), ledger: Ledger::default(), ordinal: 0 }))
+    }
+}
+
+impl Fold for Gated {
+    fn apply(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        self.gate.0.given.lock().push((step.first, step.last()));
+        let mut open = self.gate.0.open.lock();
+        self.gate.0.opened.wait_while(&mut open, |open| !*open);
+        let (last, rows) = (step.last(), step.rows.count as u64);
+        outcomes.push(Outcome { ordinal: self.ordinal, last, rows, verdict: Verdict::Learned, score: Score::default() });
+        self.ordinal += 1;
+        Ok(())
+    }
+    fn drain(&mut self, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        Ok(())
+    }
+    fn propose_plan(&self, _: Option<u64>) -> Result<Value, BelowMinimum> {
+        Ok(json!({}))
+    }
+    fn check(&self, _: &Change) -> Result<(), String> {
+        Ok(())
+    }
+    fn execute(&mut self, _: &Change) -> Result<(), FoldError> {
+        Ok(())
+    }
+    fn begin_snapshot(&mut self, _: &mut Vec<Outcome>) -> Result<bool, FoldError> {
+        Ok(true)
+    }
+    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
+        Ok(Some(Arc::new(AlwaysFirst)))
+    }
+    fn checkpoint(&self) -> Result<StateRef<'_>, FoldError> {
+        Ok(StateRef { tensors: Default::default(), values: json!({}) })
+    }
+    fn restore(&mut self, _: State) -> Result<(), FoldError> {
+        Ok(())
+    }
+    fn step_rows(&self) -> usize {
+        4
+    }
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+    fn planned_bytes(&self) -> u64 {
+        0
+    }
+    fn minimum_bytes(&self) -> u64 {
+        0
+    }
+    fn identity(&self) -> String {
+        "gated".into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_model_skips_and_tells_whoever_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trigger, shutdown) = shutdown::channel();
+    let config = support::config(folder.path(), &[("model.lag_rows_max", "20")]);
+    let gate = Gate::default();
+    let kinds = Kinds::default().with(gate.clone());
+    let service = Service::start(config, Arc::new(FileSystem), kinds, shutdown).await.unwrap();
+    let client = Client::new(format!("http://{}", service.address));
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    let overload = json!({ "policy": "last_n", "window_rows": 50, "keep_rows": 10 });
+    let spec = json!({ "kind": "gated", "stream": "points", "overload": overload });
+    client.put("/v1/models/m", &spec).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 20)).await.expect(202);
+    while gate.0.given.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // The first step stands at the gate. Another policy would have the door answer 429 from now on.
+    let waiting = client.clone();
+    let waiting =
+        tokio::spawn(async move { waiting.post_json("/v1/streams/points/batches?wait=applied", &points(20, 90)).await });
+    while client.get("/v1/streams/points").await.expect(200)["sequence"] != 110 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.post_json("/v1/streams/points/batches", &points(110, 6)).await.expect(202);
+    let rows = client.get("/v1/models/m").await.expect(200)["rows"].clone();
+    assert_eq!((&rows["waiting"], &rows["accepted"]), (&json!(116), &json!(116)));
+
+    *gate.0.open.lock() = true;
+    gate.0.opened.notify_all();
+    let answer = waiting.await.unwrap().expect(200);
+    assert_eq!((&answer["applied"], &answer["rows"]), (&json!(true), &json!(90)));
+    // Rows 5 to 106 are skipped: 86 of those that were posted as 21 to 110.
+    assert_eq!((&answer["skipped_rows"], &answer["quarantined_rows"]), (&json!(86), &json!(0)));
+    let rows = client.settled("m").await["rows"].clone();
+    assert_eq!((&rows["learned"], &rows["skipped"], &rows["accepted"]), (&json!(14), &json!(102), &json!(116)));
+    assert_eq!(*gate.0.given.lock(), [(1, 4), (107, 110), (111, 114), (115, 116)]);
+    trigger.drain();
+    service.stop(Duration::from_secs(20)).await;
+}
