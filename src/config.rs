@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::STEP_ROWS_MAX;
+use crate::memory::Amount;
 
 /// The annotated default, as it stands in the repository.
 pub const DEFAULT: &str = include_str!("../config/mustela.toml");
@@ -34,6 +35,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Form of the process's messages.
     pub log_format: LogFormat,
+    /// What the process may hold.
+    pub memory: Memory,
     /// The log of streams.
     pub log: Log,
     /// The doors.
@@ -71,6 +74,16 @@ impl TryFrom<String> for LogFormat {
             _ => Err("one of auto, human, json"),
         }
     }
+}
+
+/// What the process may hold; read by `serve`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// In all; a percentage is of the machine's memory.
+    pub ceiling: Amount,
+    /// What of it is no model's, beside the log's page cache.
+    pub reserve_bytes: u64,
 }
 
 /// The log of streams; read by `stream`.
@@ -221,9 +234,10 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 23] {
-        let Self { log, http, model, checkpoint, compute, predict, .. } = self;
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 24] {
+        let Self { memory, log, http, model, checkpoint, compute, predict, .. } = self;
         [
+            ("memory.reserve_bytes", memory.reserve_bytes, 0..=1024 * GIB),
             ("log.cache_bytes", log.cache_bytes, 1 << 20..=1024 * GIB),
             ("log.bytes_max", log.bytes_max, 16 << 20..=u64::MAX >> 1),
             ("log.retain_bytes", log.retain_bytes, 0..=u64::MAX >> 1),

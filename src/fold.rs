@@ -215,7 +215,7 @@ pub trait Fold: Send {
     fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
 
     /// The best plan for a budget in bytes (none: unconstrained), without following it; the fold is drained. Never called in
-    /// replay.
+    /// replay. A member `start` of it, if there is one, says with which step it begins; all else is the plan itself.
     fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
 
     /// The plan that a person wrote by hand, completed, without following it; it must fit the budget. The fold is drained.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod disk;
 pub mod ledger;
 pub mod limits;
+pub mod memory;
 pub mod metrics;
 pub mod shutdown;
 

@@ -47,6 +47,8 @@ pub const PARAMETERS_MAX: usize = 1 << 30;
 pub const STREAMS_MAX: usize = 4096;
 /// See [`STREAMS_MAX`].
 pub const MODELS_MAX: usize = 4096;
+/// The weight of a model's share of the memory is from 1 / so much to so much: beyond, numbers would lose the smaller ones.
+pub const SHARE_WEIGHT_MAX: f64 = 1e6;
 /// Stages of a plan.
 pub const STAGES_MAX: usize = 64;
 /// Workers of a plan.

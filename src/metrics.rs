@@ -52,6 +52,10 @@ pub struct Metrics {
     pub model_step_seconds: HistogramVec,
     /// Duration of one checkpoint, in seconds, by `model`; observed by the model's driver.
     pub model_checkpoint_seconds: HistogramVec,
+    /// What the process may hold; set at each scrape.
+    pub memory_ceiling_bytes: IntGauge,
+    /// What of it models share; set at each scrape.
+    pub memory_shared_bytes: IntGauge,
     process_allocated_bytes: IntGauge,
     process_allocated_peak_bytes: IntGauge,
 }
@@ -114,6 +118,8 @@ impl Metrics {
                 seconds(),
                 "model",
             )?,
+            memory_ceiling_bytes: gauge(r, "memory_ceiling_bytes", "What the whole process may hold.")?,
+            memory_shared_bytes: gauge(r, "memory_shared_bytes", "What all models together may hold.")?,
             process_allocated_bytes: gauge(r, "process_allocated_bytes", "Bytes allocated now, by the sizes asked for.")?,
             process_allocated_peak_bytes: gauge(
                 r,

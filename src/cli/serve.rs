@@ -23,6 +23,7 @@ use crate::ferret::pool::Pool;
 use crate::http::body::BodyLimits;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
+use crate::memory::{self, Room};
 use crate::metrics::{self, Metrics, ModelFigures};
 use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
@@ -126,6 +127,7 @@ impl Service {
         let opened = metrics.clone();
         let of = config.clone();
         let Opened { log, streams, models } = tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
+        tokio::spawn(models.clone().share_after_start());
         let predict = &config.predict;
         let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
         let app = Arc::new(App {
@@ -198,6 +200,8 @@ struct Opened {
 
 /// Opens the data folder from the ground up: log, streams, models.
 fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metrics>) -> Result<Opened, Failure> {
+    let reserved_bytes = config.log.cache_bytes + config.memory.reserve_bytes;
+    let room = Room::new(config.memory.ceiling, memory::machine_bytes(), reserved_bytes)?;
     let data_dir = std::path::absolute(&config.data_dir)?;
     disk.create_dir_all(&data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize };
@@ -209,6 +213,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
         publish_interval: Duration::from_millis(config.model.publish_interval_ms),
         lag_rows_max: config.model.lag_rows_max,
         memory_bytes_max: config.model.memory_bytes_max,
+        room,
         sliding_rows: config.model.sliding_window_rows as u64,
         checkpoint_rows: config.checkpoint.interval_rows,
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
@@ -243,6 +248,8 @@ fn end_now(error: &dyn std::fmt::Display) {
 
 async fn render(State((metrics, streams, models)): State<Scraped>) -> Result<impl IntoResponse, StatusCode> {
     metrics.log_stored_bytes.set(streams.stored_bytes() as i64);
+    metrics.memory_ceiling_bytes.set(models.ceiling_bytes() as i64);
+    metrics.memory_shared_bytes.set(models.shared_bytes() as i64);
     let figures: Vec<ModelFigures> = models.list().iter().map(|live| live.figures()).collect();
     let text = metrics.render(&figures).map_err(|error| {
         tracing::error!(%error, "the metrics cannot be written");

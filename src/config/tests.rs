@@ -64,6 +64,7 @@ fn other(key: &str, value: &serde_json::Value) -> String {
     match (key, value) {
         ("log_format", _) => "json".to_owned(),
         ("data_dir", _) => "/srv/elsewhere".to_owned(),
+        ("memory.ceiling", _) => "3GiB".to_owned(),
         ("http.body_bytes_max", _) => "1MiB".to_owned(),
         ("http.wait_seconds_max", _) => "7".to_owned(),
         (_, serde_json::Value::Number(number)) => (number.as_u64().unwrap() + 1).to_string(),
@@ -145,6 +146,7 @@ fn what_is_wrong_is_said_in_full() {
     check(flag("data_dir", ""), &["`data_dir`", "text"]);
     check(flag("log.cache_bytes", "64 parsecs"), &["`64 parsecs`", "64MiB"]);
     check(flag("listen", "localhost"), &["`listen` is `localhost`", "by a flag", "127.0.0.1:7070"]);
+    check(flag("memory.ceiling", "most"), &["`memory.ceiling` is `most`", "by a flag", "1% to 100%"]);
     check(flag("log_format", "loud"), &["`log_format` is `loud`", "by a flag", "auto, human, json"]);
     check(flag("compute.nice", "300"), &["`compute.nice` is `300`", "by a flag"]);
     check(Config::load(Some(Path::new("/nowhere.toml")), [], &[]), &["/nowhere.toml"]);

@@ -3,11 +3,12 @@
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and
 //! decompress it under two caps, one of `streams`,
-//! `models` or `health`
+//! `models`, `memory` or `health`
 //! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
 mod health;
+mod memory;
 mod models;
 pub mod problem;
 mod request;
@@ -25,6 +26,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::fold::PlanError;
 use crate::metrics::Metrics;
+use crate::model::budget::Overcommitted;
 use crate::model::kind::SpecError;
 use crate::model::live::ChangeError;
 use crate::model::predict::{PredictError, Predictor};
@@ -76,6 +78,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete))
         .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))
         .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget))
+        .route("/v1/memory-budget", get(memory::get).put(memory::put))
         .route("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan));
     Router::new()
         .merge(read)
@@ -123,6 +126,16 @@ impl From<RegistryError> for Problem {
             RegistryError::Invalid(_) => Problem::unprocessable("invalid_model", detail),
             RegistryError::InUse { .. } => Problem::conflict("stream_in_use", detail),
             RegistryError::Stream(error) => error.into(),
+            RegistryError::Change(error) => error.into(),
+            RegistryError::Overcommitted(Overcommitted { budget_bytes, minimum_bytes }) => {
+                Problem::unprocessable("process_budget_below_minimum", detail)
+                    .with("budget_bytes", budget_bytes)
+                    .with("minimum_bytes", minimum_bytes)
+            }
+            RegistryError::AboveCeiling { budget_bytes, most_bytes } => Problem::unprocessable("budget_above_ceiling", detail)
+                .with("budget_bytes", budget_bytes)
+                .with("most_bytes", most_bytes),
+            RegistryError::Weight(_) => Problem::unprocessable("invalid_weight", detail),
             RegistryError::Spec(SpecError::BelowMinimum(below)) => below.into(),
             RegistryError::Spec(SpecError::Fold(_)) | RegistryError::Model(_) => Problem::unavailable("model", detail),
             RegistryError::Spec(_) => Problem::unprocessable("invalid_model", detail),
@@ -152,6 +165,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Gone(name) => Problem::not_found("model", &name),
+            ChangeError::Busy(_) => Problem::unavailable("model_busy", error.to_string()),
             ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
         }
     }

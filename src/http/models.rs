@@ -129,10 +129,13 @@ pub(super) async fn put_budget(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let live = app.models.get(&name)?;
+    app.models.get(&name)?;
     let Budget { budget } = request::json(&headers, body, app.body_limits).await?;
-    live.set_budget(budget.map(|budget| budget.as_u64())).await?;
-    Ok(Json(memory(&live)))
+    app.blocking(move |app| {
+        let live = app.models.set_budget(&name, budget.map(|budget| budget.as_u64()))?;
+        Ok(Json(memory(&live)))
+    })
+    .await
 }
 
 pub(super) async fn predict(
@@ -294,6 +297,7 @@ fn memory(live: &Live) -> Value {
     };
     json!({
         "budget_bytes": status.budget_bytes,
+        "allotted_bytes": status.allotted_bytes,
         "minimum_bytes": status.minimum_bytes,
         "planned_bytes": status.planned_bytes,
         "used_bytes": live.ledger.total(),

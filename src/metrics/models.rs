@@ -44,6 +44,8 @@ pub struct ModelFigures {
     pub planned_part_bytes: Vec<(Part, u64)>,
     /// The budget; none where it is unconstrained.
     pub memory_budget_bytes: Option<u64>,
+    /// Its share of what the process may hold; none where nobody has shared it yet.
+    pub memory_allotted_bytes: Option<u64>,
 }
 
 /// The rows of one model by what became of them. With those that wait they are the rows accepted.
@@ -183,6 +185,9 @@ fn memory(models: &[ModelFigures]) -> Vec<MetricFamily> {
         ),
         plain(GAUGE, "mustela_memory_budget_bytes", "The budget; absent where it is unconstrained.", models, |m| {
             m.memory_budget_bytes.map(|bytes| bytes as f64)
+        }),
+        plain(GAUGE, "mustela_memory_allotted_bytes", "The model's share of what all models may hold.", models, |m| {
+            m.memory_allotted_bytes.map(|bytes| bytes as f64)
         }),
     ]
 }

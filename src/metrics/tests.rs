@@ -28,6 +28,7 @@ fn figures(model: &str) -> ModelFigures {
         planned_bytes: 9000,
         planned_part_bytes: vec![(Part::Weights, 400)],
         memory_budget_bytes: Some(10_000),
+        memory_allotted_bytes: Some(11_000),
     }
 }
 
@@ -72,7 +73,7 @@ fn names_keep_the_conventions() {
         assert!(known.contains(&unit) || unitless.contains(&unit), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 34);
+    assert_eq!(seen.len(), 37);
 }
 
 #[test]
@@ -96,7 +97,9 @@ fn rows_balance_in_one_rendering() {
 fn what_a_model_lacks_is_absent_and_not_zero() {
     let bare = ModelFigures { model: "bare".to_owned(), status: "starting", ..Default::default() };
     let text = Metrics::new().unwrap().render(&[bare]).unwrap();
-    for name in ["online_accuracy_ratio", "online_loss", "learning_rate", "checkpoint_timestamp", "memory_budget"] {
+    for name in
+        ["online_accuracy_ratio", "online_loss", "learning_rate", "checkpoint_timestamp", "memory_budget", "memory_allotted"]
+    {
         assert!(!text.contains(name), "{name}");
     }
     assert!(Metrics::new().unwrap().render(&[]).unwrap().contains("mustela_build_info{version="));

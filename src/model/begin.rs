@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::ModelError;
 use super::checkpoint::{self, Loaded};
-use super::decision::{Decision, What};
+use super::decision::{Decision, Planned, What};
 use super::driver::{Driver, stand};
 use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
@@ -34,8 +34,8 @@ pub(super) struct Begin {
     pub(super) fold: Box<dyn Fold>,
     /// The checkpoint that the fold holds.
     pub(super) loaded: Option<(checkpoint::Head, CheckpointFigures)>,
-    /// The budget and the plan that the state follows, where it follows one.
-    pub(super) followed: Option<(Option<u64>, serde_json::Value)>,
+    /// The plan that the state follows, where it follows one.
+    pub(super) followed: Option<Planned>,
     /// Decisions that the state does not hold yet.
     pub(super) decisions: Vec<Decision>,
     /// Rows up to here may have been learned, and seen to be, by an earlier process.
@@ -94,7 +94,7 @@ impl Models {
         let pending = decisions.split_off(held);
         // The state follows a plan already; which budget it answers stands in the decision.
         let followed = decisions.into_iter().rev().find_map(|decision| match decision.what {
-            What::Plan { budget_bytes, plan } => Some((budget_bytes, plan)),
+            What::Plan(planned) => Some(planned),
             What::LearningRate(_) | What::Skip { .. } => None,
         });
         let (name, record, stream) = (name.to_owned(), record.clone(), stream.clone());
@@ -162,9 +162,15 @@ impl Models {
         let tally = head.as_ref().map_or_else(|| Tally::new(self.ground.settings.sliding_rows), |head| head.tally.clone());
         let version = head.as_ref().map_or(Version { epoch: 0, sequence: record.origin }, |head| head.version);
         let mut status = Status::new(version, record.origin, tally);
-        if let Some((budget_bytes, plan)) = followed {
-            (status.budget_bytes, status.plan) = (budget_bytes, plan);
+        if let Some(planned) = &followed {
+            status.follow(planned);
         }
+        let newest = decisions.iter().rev().find_map(|decision| match &decision.what {
+            What::Plan(planned) => Some(planned),
+            What::LearningRate(_) | What::Skip { .. } => None,
+        });
+        let budget_bytes = newest.or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
+        let decided_to = decisions.last().map_or(version, |decision| decision.at);
         status.note(fold.as_ref());
         status.outline = fold.outline();
         status.checkpoint = figures;
@@ -182,6 +188,8 @@ impl Models {
             predict_rows,
             predict_seconds,
             caught_up: AtomicBool::new(false),
+            budget_bytes: Mutex::new(budget_bytes),
+            decided_to,
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot }),
             status: Mutex::new(status),
             commands,
@@ -238,6 +246,8 @@ impl Models {
             predict_rows,
             predict_seconds,
             caught_up: AtomicBool::new(false),
+            budget_bytes: Mutex::new(None),
+            decided_to: version,
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot: Arc::new(Absent(failure)) }),
             status: Mutex::new(status),
             commands,

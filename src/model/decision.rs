@@ -24,12 +24,7 @@ pub struct Decision {
 #[serde(rename_all = "snake_case")]
 pub enum What {
     /// A whole new plan, and the budget that it answers.
-    Plan {
-        /// In bytes; none: unconstrained.
-        budget_bytes: Option<u64>,
-        /// As the fold proposed it.
-        plan: serde_json::Value,
-    },
+    Plan(Planned),
     /// A new learning rate.
     LearningRate(f64),
     /// Rows that the model gives away, because too many wait: those after the decision's version, up to and with this one.
@@ -43,10 +38,33 @@ impl What {
     /// What the fold has to carry out; none where it is not concerned.
     pub fn change(&self) -> Option<Change> {
         match self {
-            What::Plan { plan, .. } => Some(Change::Plan(plan.clone())),
+            What::Plan(planned) => Some(Change::Plan(planned.plan.clone())),
             What::LearningRate(learning_rate) => Some(Change::LearningRate(*learning_rate)),
             What::Skip { .. } => None,
         }
+    }
+}
+
+/// A plan, and what it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The model's own budget in bytes; none: unconstrained.
+    pub budget_bytes: Option<u64>,
+    /// The model's share of what the process may hold, in bytes; none where nobody shared it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allotted_bytes: Option<u64>,
+    /// As the fold proposed it.
+    pub plan: serde_json::Value,
+}
+
+/// Whether two plans say the same, wherever each begins ([`crate::fold::Fold::propose_plan`]).
+pub fn same_plan(one: &serde_json::Value, other: &serde_json::Value) -> bool {
+    match (one.as_object(), other.as_object()) {
+        (Some(one), Some(other)) => {
+            let said = |plan: &serde_json::Map<String, serde_json::Value>| plan.iter().filter(|(key, _)| *key != "start").count();
+            said(one) == said(other) && one.iter().all(|(key, value)| key == "start" || other.get(key) == Some(value))
+        }
+        _ => one == other,
     }
 }
 
@@ -88,10 +106,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn plans_from_before_there_were_shares_are_read() {
+        let read = serde_json::from_str::<What>(r#"{"plan":{"budget_bytes":null,"plan":{"start":3}}}"#).unwrap();
+        let plan = serde_json::json!({"start": 3});
+        assert_eq!(read, What::Plan(Planned { budget_bytes: None, allotted_bytes: None, plan }));
+    }
+
+    #[test]
+    fn plans_are_the_same_wherever_they_begin() {
+        let plan = |start: u64, workers: u64| serde_json::json!({"start": start, "workers": workers});
+        assert!(same_plan(&plan(0, 2), &plan(7, 2)));
+        assert!(!same_plan(&plan(0, 2), &plan(0, 1)));
+        assert!(same_plan(&plan(0, 2), &serde_json::json!({"workers": 2})));
+        assert!(!same_plan(&plan(0, 2), &serde_json::json!({"stages": 2})));
+        assert!(!same_plan(&plan(0, 2), &serde_json::Value::Null));
+    }
+
+    #[test]
     fn a_decision_reads_back_and_a_flipped_bit_does_not() {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
-        for what in [What::Plan { budget_bytes: Some(1 << 20), plan }, What::LearningRate(0.025), What::Skip { through: 700 }] {
+        let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), plan };
+        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700 }] {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();
             assert_eq!(Decision::decode(&bytes).unwrap(), decision);

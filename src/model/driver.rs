@@ -15,8 +15,8 @@ use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, CheckpointError, Head};
-use super::decision::{Decision, What};
-use super::live::{ChangeError, Command, Live, Published};
+use super::decision::{Decision, Planned, What, same_plan};
+use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::queue::Queue;
 use super::spec::Window;
 use super::status::Status;
@@ -125,7 +125,7 @@ impl Driver {
         loop {
             let command = self.commands.try_recv().ok()?;
             match command {
-                Command::Budget(..) | Command::Plan(..) | Command::LearningRate(..) if !self.decisions.is_empty() => {
+                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if !self.decisions.is_empty() => {
                     self.deferred.push_back(command)
                 }
                 command => return Some(command),
@@ -196,9 +196,8 @@ impl Driver {
         // A change of the plan may apply gradients that waited for further steps, so readers are to see it, whatever the version.
         self.changed = true;
         let mut status = self.live.status.lock();
-        if let What::Plan { budget_bytes, plan } = what {
-            status.budget_bytes = *budget_bytes;
-            status.plan = plan.clone();
+        if let What::Plan(planned) = what {
+            status.follow(planned);
         }
         status.note(self.fold.as_ref());
         Ok(())
@@ -228,23 +227,26 @@ impl Driver {
 
     fn answer(&mut self, command: Command) -> std::ops::ControlFlow<()> {
         match command {
-            Command::Budget(budget_bytes, reply) => {
-                let answer = self.change(|driver| {
-                    let plan = driver.fold.propose_plan(Some(driver.ground.within(budget_bytes)))?;
-                    Ok(What::Plan { budget_bytes, plan })
-                });
-                self.conclude(reply, answer);
+            Command::Limits(limits, reply) => {
+                if !reply.is_closed() {
+                    let answer = self.limit(limits);
+                    self.conclude(reply, answer);
+                }
             }
             Command::Plan(wish, reply) => {
                 let answer = self.change(|driver| {
-                    let budget_bytes = driver.live.status.lock().budget_bytes;
-                    let plan = driver.fold.complete_plan(&wish, driver.ground.within(budget_bytes))?;
-                    Ok(What::Plan { budget_bytes, plan })
+                    let (budget_bytes, allotted_bytes) = {
+                        let status = driver.live.status.lock();
+                        (status.budget_bytes, status.allotted_bytes)
+                    };
+                    let most = driver.ground.within(budget_bytes).min(allotted_bytes.unwrap_or(u64::MAX));
+                    let plan = driver.fold.complete_plan(&wish, most)?;
+                    Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes, plan })))
                 });
                 self.conclude(reply, answer);
             }
             Command::LearningRate(learning_rate, reply) => {
-                let answer = self.change(|_| Ok(What::LearningRate(learning_rate)));
+                let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
                 self.conclude(reply, answer);
             }
             Command::Publish => self.publish_now = true,
@@ -267,12 +269,36 @@ impl Driver {
         answer_to(reply, answer);
     }
 
-    /// Drains, lets `propose` look at the fold, writes its decision down and carries it out.
-    fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<What, ChangeError>) -> Result<(), ChangeError> {
+    /// Holds the fold to other limits. A plan that fits less than it was chosen for is still the best; and one that would be chosen
+    /// again is no decision.
+    fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
+        let Limits { budget_bytes, allotted_bytes, anew } = limits;
+        let most = self.ground.within(budget_bytes).min(allotted_bytes);
+        {
+            let mut status = self.live.status.lock();
+            let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
+            if !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most {
+                status.allotted_bytes = Some(allotted_bytes);
+                return Ok(());
+            }
+        }
+        self.change(|driver| {
+            let plan = driver.fold.propose_plan(Some(most))?;
+            let mut status = driver.live.status.lock();
+            if status.budget_bytes == budget_bytes && same_plan(&status.plan, &plan) {
+                status.allotted_bytes = Some(allotted_bytes);
+                return Ok(None);
+            }
+            Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), plan })))
+        })
+    }
+
+    /// Drains, lets `propose` look at the fold, writes its decision down, if it has one, and carries it out.
+    fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<Option<What>, ChangeError>) -> Result<(), ChangeError> {
         let failed = |error: ModelError| ChangeError::Failed(error.to_string());
         self.drain().map_err(failed)?;
         self.execute_due().map_err(failed)?;
-        let what = propose(self)?;
+        let Some(what) = propose(self)? else { return Ok(()) };
         if let Some(change) = what.change() {
             self.fold.check(&change).map_err(ChangeError::Refused)?;
         }
@@ -446,7 +472,7 @@ impl Driver {
 pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
     for command in commands {
         match command {
-            Command::Budget(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
+            Command::Limits(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
                 answer_to(reply, Err(ChangeError::Failed(failure)));
             }

@@ -29,8 +29,8 @@ pub struct Published {
 
 /// What a door may ask of a model's driver.
 pub enum Command {
-    /// Another memory budget in bytes (none: unconstrained); answered when the new plan is followed.
-    Budget(Option<u64>, oneshot::Sender<Result<(), ChangeError>>),
+    /// Other limits of memory; answered when a plan within them is followed. Whoever has given up waiting wants it no more.
+    Limits(Limits, oneshot::Sender<Result<(), ChangeError>>),
     /// A plan that a person wrote; answered when it is followed.
     Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// Another learning rate; answered when it holds.
@@ -41,6 +41,17 @@ pub enum Command {
     Stop,
     /// End at once: the model is deleted.
     Abandon,
+}
+
+/// What a model may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Its own budget in bytes; none: unconstrained.
+    pub budget_bytes: Option<u64>,
+    /// Its share of what the process may hold, in bytes.
+    pub allotted_bytes: u64,
+    /// Whether the plan is to be chosen anew even where the present one fits.
+    pub anew: bool,
 }
 
 /// Why a change was not made.
@@ -61,6 +72,9 @@ pub enum ChangeError {
     /// The model is gone, or going.
     #[error("there is no model `{0}` any more")]
     Gone(String),
+    /// The model has not come to it in time.
+    #[error("model `{0}` is busy and has not come to it; its part is done with the next change, or the next start")]
+    Busy(String),
     /// The decision could not be written down; the process is ending.
     #[error("the decision could not be stored: {0}")]
     Storage(String),
@@ -86,6 +100,10 @@ pub struct Live {
     pub predict_seconds: Histogram,
     /// Whether the model has once been as near to the head of its stream as its overload policy asks.
     pub(super) caught_up: AtomicBool,
+    /// The model's own budget as the log has it, where the driver may have yet to come; changed by the registry alone.
+    pub(super) budget_bytes: Mutex<Option<u64>>,
+    /// The version of the newest decision that was there at the start.
+    pub(super) decided_to: Version,
     pub(super) published: ArcSwap<Published>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
@@ -178,12 +196,13 @@ impl Live {
             planned_bytes: status.planned_bytes,
             planned_part_bytes: Part::ALL.into_iter().zip(status.planned_parts.iter().copied()).collect(),
             memory_budget_bytes: status.budget_bytes,
+            memory_allotted_bytes: status.allotted_bytes,
         }
     }
 
-    /// Changes the memory budget (bytes; none: unconstrained) by a decision.
-    pub async fn set_budget(&self, budget_bytes: Option<u64>) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::Budget(budget_bytes, reply)).await
+    /// Holds the model to other limits of memory, where need be by a decision.
+    pub(super) async fn limit(&self, limits: Limits) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::Limits(limits, reply)).await
     }
 
     /// Follows a plan that a person wrote, by a decision.
@@ -201,6 +220,13 @@ impl Live {
         let gone = || ChangeError::Gone(self.name.clone());
         self.commands.send(command(reply)).map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Waits until the model is where it had a decision last, or gets no further.
+    pub(super) async fn replayed(&self) {
+        let mut progress = self.progress.subscribe();
+        // An error says that the model is gone, which is the same answer.
+        drop(progress.wait_for(|progress| progress.version >= self.decided_to || progress.ended).await);
     }
 
     /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted; none if

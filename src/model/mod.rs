@@ -2,9 +2,11 @@
 //!
 //! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the thread that
 //! feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
-//! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all.
+//! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all, and [`budget`] has them [`share`] what
+//! the process may hold.
 
 mod begin;
+pub mod budget;
 pub mod checkpoint;
 pub mod decision;
 mod driver;
@@ -14,6 +16,7 @@ pub mod network;
 pub mod predict;
 mod queue;
 pub mod registry;
+pub mod share;
 pub mod spec;
 pub mod status;
 
@@ -28,6 +31,7 @@ use parking_lot::Mutex;
 
 use crate::disk::Disk;
 use crate::fold::{FoldError, Sequence};
+use crate::memory::Room;
 use crate::metrics::Metrics;
 use crate::stream::log::{Committer, Entry, LogError};
 use crate::stream::{Stream, StreamError};
@@ -67,6 +71,8 @@ pub struct Settings {
     pub lag_rows_max: u64,
     /// The largest budget of one model, in bytes.
     pub memory_bytes_max: u64,
+    /// What the process may hold.
+    pub room: Room,
     /// Rows of the sliding scores.
     pub sliding_rows: u64,
     /// Rows after which a checkpoint is written.

@@ -9,14 +9,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 
 use super::begin::Begin;
+use super::budget::{Overcommitted, Shared};
 use super::checkpoint;
-use super::decision::{Decision, What};
+use super::decision::{Decision, Planned, What};
 use super::kind::{Kinds, SpecError};
-use super::live::{Command, Live};
+use super::live::{ChangeError, Command, Live};
 use super::queue::queued_bytes_max;
+use super::share::Claim;
 use super::spec::{ModelSpec, Overload, Start};
 use super::{Ground, ModelError};
-use crate::fold::{Sequence, Version};
+use crate::fold::{BelowMinimum, Sequence, Version};
 use crate::limits;
 use crate::stream::log::{Entry, LogError};
 use crate::stream::{Stream, StreamError, Streams, check_name};
@@ -44,6 +46,23 @@ pub enum RegistryError {
     /// The stream is not there.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The models need more than they may hold together.
+    #[error(transparent)]
+    Overcommitted(#[from] Overcommitted),
+    /// More than the ceiling leaves.
+    #[error("a budget of {budget_bytes} bytes is more than the {most_bytes} bytes that memory.ceiling leaves for models")]
+    AboveCeiling {
+        /// What was asked for.
+        budget_bytes: u64,
+        /// What there is.
+        most_bytes: u64,
+    },
+    /// A weight is none, or of no model.
+    #[error("{0}")]
+    Weight(String),
+    /// A model could not follow.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
     /// The kind refuses the spec.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -77,8 +96,10 @@ pub struct Models {
     pub(super) streams: Arc<Streams>,
     pub(super) kinds: Kinds,
     pub(super) running: RwLock<BTreeMap<String, Running>>,
-    /// Held while a model is made or deleted, so that two requests cannot both make it.
-    changing: Mutex<()>,
+    /// What was asked of the memory that models share.
+    pub(super) shared: Mutex<Shared>,
+    /// Held while a model is made or deleted, so that two requests cannot both make it, and while memory is shared.
+    pub(super) changing: Mutex<()>,
 }
 
 /// The longest that a client is asked to wait.
@@ -98,7 +119,8 @@ pub struct Behind {
 impl Models {
     /// Brings back every model that the log knows, each from its newest whole checkpoint.
     pub fn open(ground: Arc<Ground>, streams: Arc<Streams>, kinds: Kinds) -> Result<Models, RegistryError> {
-        let models = Models { ground, streams, kinds, running: RwLock::default(), changing: Mutex::default() };
+        let shared = Mutex::new(Shared::read(streams.log())?);
+        let models = Models { ground, streams, kinds, running: RwLock::default(), shared, changing: Mutex::default() };
         models.resume_all()?;
         Ok(models)
     }
@@ -121,21 +143,37 @@ impl Models {
         let made = self.make(id, name, spec, stream.clone());
         if made.is_err() {
             self.ground.release(&stream, id);
+            self.share_again();
         }
         Ok((made?, true))
     }
 
-    /// Plans, builds, writes down and starts a new model; the plan comes first, because it says whether the rest fits.
+    /// Plans, builds, writes down and starts a new model; the plan comes first, because it says whether the rest fits. The others
+    /// make room for it before it takes any.
     fn make(&self, id: u32, name: &str, spec: ModelSpec, stream: Arc<Stream>) -> Result<Arc<Live>, RegistryError> {
         let kind = self.kinds.get(&spec.kind)?;
         let queued_bytes = queued_bytes_max(&stream.schema);
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
-        let plan = kind.propose_plan(&spec.settings, &stream.schema, queued_bytes, Some(self.ground.within(budget_bytes)))?;
-        let fold = kind.build(&spec.settings, &stream.schema, queued_bytes)?;
+        let propose = |most_bytes: u64| kind.propose_plan(&spec.settings, &stream.schema, queued_bytes, Some(most_bytes));
+        let minimum_bytes = match propose(0) {
+            Err(SpecError::BelowMinimum(below)) => below.minimum_bytes,
+            Err(error) => return Err(error.into()),
+            Ok(_) => 0,
+        };
+        let most_bytes = self.ground.within(budget_bytes);
+        if most_bytes < minimum_bytes {
+            return Err(SpecError::from(BelowMinimum { budget_bytes: most_bytes, minimum_bytes }).into());
+        }
         let origin = origin(&spec, &stream)?;
+        let shared = self.shared.lock().clone();
+        let claim = Claim { weight: 1.0, floor: minimum_bytes, cap: most_bytes };
+        let (others, allotted_bytes) = self.divide(&shared, Some(claim))?;
+        self.follow(&others, None)?;
+        let plan = propose(allotted_bytes)?;
+        let fold = kind.build(&spec.settings, &stream.schema, queued_bytes)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let at = Version { epoch: 0, sequence: origin };
-        let first = Decision { at, what: What::Plan { budget_bytes, plan } };
+        let first = Decision { at, what: What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), plan }) };
         let record = Record { spec, origin, created };
         let bytes = serde_json::to_vec(&record).map_err(|error| ModelError::Inconsistent(error.to_string()))?;
         let put = Entry::PutModel { model: id, name: name.to_owned(), bytes };
@@ -166,9 +204,12 @@ impl Models {
         drop(thread.join());
         self.ground.metrics.remove_model(name);
         self.ground.release(&live.stream, live.id);
-        self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }])?;
+        let shared = self.shared.lock().clone().without(live.id);
+        self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }, shared.entry()?])?;
+        *self.shared.lock() = shared;
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);
         self.ground.disk.remove_dir(&folder).map_err(|error| ModelError::Checkpoint(error.into()))?;
+        self.share_again();
         Ok(())
     }
 

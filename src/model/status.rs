@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::decision::Planned;
 use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
 use crate::ledger::Part;
 
@@ -114,6 +115,8 @@ pub struct Status {
     pub tally: Tally,
     /// The memory budget in bytes; none: unconstrained.
     pub budget_bytes: Option<u64>,
+    /// The model's share of what the process may hold, in bytes; none where nobody has shared it yet.
+    pub allotted_bytes: Option<u64>,
     /// The plan that is followed.
     pub plan: serde_json::Value,
     /// What a person who writes a plan has to know of what is learned.
@@ -148,6 +151,7 @@ impl Status {
             origin,
             tally,
             budget_bytes: None,
+            allotted_bytes: None,
             plan: serde_json::Value::Null,
             outline: serde_json::Value::Null,
             planned_bytes: 0,
@@ -170,6 +174,13 @@ impl Status {
         self.planned_parts = Part::ALL.into_iter().map(|part| fold.planned_part_bytes(part)).collect();
         self.minimum_bytes = fold.minimum_bytes();
         self.learning_rate = fold.learning_rate();
+    }
+
+    /// Notes the plan that is followed, and what it answers.
+    pub fn follow(&mut self, planned: &Planned) {
+        self.budget_bytes = planned.budget_bytes;
+        self.allotted_bytes = planned.allotted_bytes;
+        self.plan = planned.plan.clone();
     }
 
     /// Notes the end of a step.

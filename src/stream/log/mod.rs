@@ -1,4 +1,4 @@
-//! The log: every stream's records, every model's decisions, and the registry of both, behind one trait.
+//! The log: every stream's records, every model's decisions, the registry of both, and settings, behind one trait.
 //!
 //! Invariants, of any implementation:
 //! 1. A commit is one transaction: all of its entries are durable when it returns, or none is there at all.
@@ -80,6 +80,13 @@ pub enum Entry {
         /// Which.
         model: u32,
     },
+    /// A setting of the service, in the place of the one before it.
+    PutSetting {
+        /// Its name.
+        key: String,
+        /// What it is.
+        bytes: Vec<u8>,
+    },
     /// The next decision of a model.
     Decision {
         /// Whose.
@@ -118,7 +125,8 @@ impl Entry {
     fn bytes(&self) -> usize {
         match self {
             Entry::Append { records, .. } => records.iter().map(|record| record.bytes.len()).sum(),
-            Entry::PutStream { bytes, .. } | Entry::PutModel { bytes, .. } | Entry::Decision { bytes, .. } => bytes.len(),
+            Entry::PutStream { bytes, .. } | Entry::PutModel { bytes, .. } => bytes.len(),
+            Entry::PutSetting { bytes, .. } | Entry::Decision { bytes, .. } => bytes.len(),
             Entry::DeleteStream { .. } | Entry::DeleteModel { .. } => 0,
         }
     }
@@ -178,6 +186,8 @@ pub trait Log: Send + Sync {
     fn next_model_id(&self) -> Result<u32, LogError>;
     /// A model's decisions, in order.
     fn decisions(&self, model: u32) -> Result<Vec<Vec<u8>>, LogError>;
+    /// The setting of this name, where it was ever set.
+    fn setting(&self, key: &str) -> Result<Option<Vec<u8>>, LogError>;
     /// Removes what deleted streams have left. A crash between the deletion and this is mended at the next opening.
     fn sweep(&self) -> Result<(), LogError>;
     /// Bytes of disk that all records take.

@@ -11,6 +11,7 @@
 //! key_of     (stream, first)      -> key       of a post's last record, so that forgetting the post finds its key
 //! models     model                -> (name, what it is)
 //! decisions  (model, index)       -> decision
+//! settings   name                 -> what was set while the service ran
 //! next       "stream" or "model"  -> the next id
 //! ```
 //!
@@ -35,6 +36,7 @@ const KEYS: TableDefinition<(u32, &str), (u64, u64, &[u8; 32])> = TableDefinitio
 const KEY_OF: TableDefinition<(u32, u64), &str> = TableDefinition::new("key_of");
 const MODELS: TableDefinition<u32, (&str, &[u8])> = TableDefinition::new("models");
 const DECISIONS: TableDefinition<(u32, u64), &[u8]> = TableDefinition::new("decisions");
+const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
 const NEXT: TableDefinition<&str, u32> = TableDefinition::new("next");
 
 const FILE: &str = "log.redb";
@@ -165,6 +167,9 @@ impl RedbLog {
                 write.open_table(MODELS).map_err(storage)?.remove(model).map_err(storage)?;
                 let all = (*model, 0)..=(*model, u64::MAX);
                 write.open_table(DECISIONS).map_err(storage)?.retain_in(all, |_, _| false).map_err(storage)?;
+            }
+            Entry::PutSetting { key, bytes } => {
+                write.open_table(SETTINGS).map_err(storage)?.insert(key.as_str(), bytes.as_slice()).map_err(storage)?;
             }
             Entry::Decision { model, index, bytes } => {
                 let mut decisions = write.open_table(DECISIONS).map_err(storage)?;
@@ -304,6 +309,7 @@ fn open_all(write: &WriteTransaction) -> Result<(), LogError> {
     write.open_table(KEY_OF).map_err(storage)?;
     write.open_table(MODELS).map_err(storage)?;
     write.open_table(DECISIONS).map_err(storage)?;
+    write.open_table(SETTINGS).map_err(storage)?;
     write.open_table(NEXT).map_err(storage)?;
     Ok(())
 }
@@ -438,6 +444,12 @@ impl Log for RedbLog {
             decisions.push(bytes.value().to_vec());
         }
         Ok(decisions)
+    }
+
+    fn setting(&self, key: &str) -> Result<Option<Vec<u8>>, LogError> {
+        let read = self.database.begin_read().map_err(storage)?;
+        let settings = read.open_table(SETTINGS).map_err(storage)?;
+        Ok(settings.get(key).map_err(storage)?.map(|bytes| bytes.value().to_vec()))
     }
 
     fn sweep(&self) -> Result<(), LogError> {
