@@ -3,9 +3,20 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
+use mustela::cli::serve::Service;
+use mustela::disk::FileSystem;
+use mustela::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step};
+use mustela::ledger::Ledger;
+use mustela::model::kind::{Kind, Kinds, SpecError};
+use mustela::rows::Rows;
+use mustela::shutdown;
+use mustela::stream::Schema;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use support::{Answer, Client, Running, points, points_model, points_schema};
 
@@ -237,4 +248,155 @@ async fn a_ceiling_that_came_down_is_followed_after_the_start() {
         .unwrap();
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(!refused.status.success() && said.contains("nothing is left for models"), "{said}");
+}
+
+/// A kind that holds whatever it may, from 100 to 1000 bytes, and whose every row is its end. It notes what all plans hold together.
+#[derive(Clone, Default)]
+struct Elastic(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    by_model: BTreeMap<String, u64>,
+    most_together: u64,
+}
+
+struct Stretched {
+    kind: Elastic,
+    tag: String,
+    bytes: u64,
+    ledger: Ledger,
+}
+
+struct Silent;
+
+impl Snapshot for Silent {
+    fn predict(&self, _: &Rows) -> Result<Predictions, FoldError> {
+        Err(FoldError::Unavailable("it says nothing".into()))
+    }
+}
+
+fn stretch(budget_bytes: Option<u64>) -> Result<Value, BelowMinimum> {
+    let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
+    if budget_bytes < 100 { Err(BelowMinimum { budget_bytes, minimum_bytes: 100 }) } else { Ok(json!(budget_bytes.min(1000))) }
+}
+
+impl Kind for Elastic {
+    fn name(&self) -> &'static str {
+        "elastic"
+    }
+    fn propose_plan(
+        &self,
+        _: &serde_json::Map<String, Value>,
+        _: &Schema,
+        _: u64,
+        budget_bytes: Option<u64>,
+    ) -> Result<Value, SpecError> {
+        Ok(stretch(budget_bytes)?)
+    }
+    fn build(&self, settings: &serde_json::Map<String, Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
+        let tag = settings["tag"].as_str().unwrap().to_owned();
+        Ok(Box::new(Stretched { kind: self.clone(), tag, bytes: 100, ledger: Ledger::default() }))
+    }
+}
+
+impl Fold for Stretched {
+    fn apply(&mut self, _: Step, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        Err(FoldError::Unavailable("it takes no rows".into()))
+    }
+    fn drain(&mut self, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        Ok(())
+    }
+    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<Value, BelowMinimum> {
+        stretch(budget_bytes)
+    }
+    fn check(&self, _: &Change) -> Result<(), String> {
+        Ok(())
+    }
+    fn execute(&mut self, change: &Change) -> Result<(), FoldError> {
+        let Change::Plan(plan) = change else { return Ok(()) };
+        self.bytes = plan.as_u64().unwrap();
+        let mut held = self.kind.0.lock();
+        held.by_model.insert(self.tag.clone(), self.bytes);
+        held.most_together = held.most_together.max(held.by_model.values().sum());
+        Ok(())
+    }
+    fn begin_snapshot(&mut self, _: &mut Vec<Outcome>) -> Result<bool, FoldError> {
+        Ok(true)
+    }
+    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
+        Ok(Some(Arc::new(Silent)))
+    }
+    fn checkpoint(&self) -> Result<StateRef<'_>, FoldError> {
+        Ok(StateRef { tensors: Default::default(), values: json!(self.bytes) })
+    }
+    fn restore(&mut self, state: State) -> Result<(), FoldError> {
+        self.bytes = state.values.as_u64().unwrap();
+        Ok(())
+    }
+    fn step_rows(&self) -> usize {
+        1
+    }
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+    fn planned_bytes(&self) -> u64 {
+        self.bytes
+    }
+    fn minimum_bytes(&self) -> u64 {
+        100
+    }
+    fn identity(&self) -> String {
+        "elastic".into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_gets_less_comes_first_and_who_stands_still_keeps_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let (trigger, shutdown) = shutdown::channel();
+    let config = support::config(folder.path(), &[("memory.ceiling", &(RESERVED + 2000).to_string())]);
+    let elastic = Elastic::default();
+    let service = Service::start(config, Arc::new(FileSystem), Kinds::default().with(elastic.clone()), shutdown).await.unwrap();
+    let client = Client::new(format!("http://{}", service.address));
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/streams/others", &points_schema()).await.expect(201);
+    let plans = async || {
+        let said = memory(&client).await;
+        ["a", "b", "c"].map(|model| said["models"][model]["planned_bytes"].as_u64().unwrap_or_default())
+    };
+    let weights = async |a: u64, b: u64, c: u64| {
+        client.put(DOOR, &json!({ "budget": null, "weights": { "a": a, "b": b, "c": c } })).await.expect(200);
+    };
+    let put = async |model: &str, stream: &str| {
+        let spec = json!({ "kind": "elastic", "stream": stream, "tag": model });
+        client.put(&format!("/v1/models/{model}"), &spec).await.expect(201);
+    };
+    put("a", "points").await;
+    assert_eq!(plans().await, [1000, 0, 0]);
+    put("b", "points").await;
+    put("c", "others").await;
+    assert_eq!(plans().await, [666, 666, 666]);
+    weights(1, 1, 8).await;
+    assert_eq!(plans().await, [200, 200, 1000]);
+    weights(8, 1, 1).await;
+    assert_eq!(plans().await, [1000, 200, 200]);
+    budget(&client, "50%").await.expect(200);
+    assert_eq!(plans().await, [800, 100, 100]);
+    weights(1, 1, 2).await;
+    assert_eq!(plans().await, [500, 500, 1000]);
+    assert_eq!(elastic.0.lock().most_together, 2000, "at no moment more");
+
+    client.post_json("/v1/streams/others/batches", &points(0, 1)).await.expect(202);
+    while client.get("/v1/models/c").await.expect(200)["failure"].is_null() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.put("/v1/models/c/memory-budget", &json!({ "budget": 100 })).await.expect_problem(409, "model_failed");
+    let problem = budget(&client, 1199).await.expect_problem(422, "process_budget_below_minimum");
+    assert_eq!(problem["minimum_bytes"], 1200);
+    budget(&client, 1200).await.expect(200);
+    assert_eq!(plans().await, [100, 100, 1000]);
+    client.delete("/v1/models/c").await.expect(204);
+    assert_eq!(plans().await, [600, 600, 0]);
+    trigger.drain();
+    service.stop(Duration::from_secs(20)).await;
 }

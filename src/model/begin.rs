@@ -51,6 +51,14 @@ impl Snapshot for Absent {
     }
 }
 
+/// The plan that the last of these decisions followed.
+fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
+    decisions.iter().rev().find_map(|decision| match &decision.what {
+        What::Plan(planned) => Some(planned),
+        What::LearningRate(_) | What::Skip { .. } => None,
+    })
+}
+
 impl Models {
     /// Brings back every model that the log knows. One that cannot go on stands still, and the others do not.
     pub(super) fn resume_all(&self) -> Result<(), RegistryError> {
@@ -93,10 +101,7 @@ impl Models {
         }
         let pending = decisions.split_off(held);
         // The state follows a plan already; which budget it answers stands in the decision.
-        let followed = decisions.into_iter().rev().find_map(|decision| match decision.what {
-            What::Plan(planned) => Some(planned),
-            What::LearningRate(_) | What::Skip { .. } => None,
-        });
+        let followed = newest_plan(&decisions).cloned();
         let (name, record, stream) = (name.to_owned(), record.clone(), stream.clone());
         self.start(Begin { id, name, record, stream, fold, loaded, followed, decisions: pending, known: head })?;
         Ok(())
@@ -165,11 +170,7 @@ impl Models {
         if let Some(planned) = &followed {
             status.follow(planned);
         }
-        let newest = decisions.iter().rev().find_map(|decision| match &decision.what {
-            What::Plan(planned) => Some(planned),
-            What::LearningRate(_) | What::Skip { .. } => None,
-        });
-        let budget_bytes = newest.or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
+        let budget_bytes = newest_plan(&decisions).or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
         let decided_to = decisions.last().map_or(version, |decision| decision.at);
         status.note(fold.as_ref());
         status.outline = fold.outline();

@@ -2,7 +2,7 @@
 //!
 //! What was asked for (a total, and weights) is a setting of the log. Shares follow from it and from what each model needs and may
 //! have ([`super::share`]), so they are not stored; a plan that a model follows because of its share is a decision of that model.
-//! Models that have to let go come first and are waited for, so all plans together never hold more than the total.
+//! Models that get less come first and are waited for, so all plans together never hold more than the total.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -266,10 +266,13 @@ impl Models {
         }
     }
 
-    /// Has each model follow its share, those first that have to let go; `asked` is the one whose own budget is changed.
+    /// Has each model follow its share, those first that may hold less than before; `asked` is the one whose own budget is changed.
     pub(super) fn follow(&self, shares: &Shares, asked: Option<&Arc<Live>>) -> Result<(), ChangeError> {
-        let lets_go = |(live, share): &&(Arc<Live>, u64)| live.status_lent().planned_bytes > *share;
-        let (first, then): (Vec<_>, Vec<_>) = shares.iter().partition(lets_go);
+        let gets_less = |(live, share): &&(Arc<Live>, u64)| {
+            let status = live.status_lent();
+            status.allotted_bytes.is_none_or(|before| before > *share) || status.planned_bytes > *share
+        };
+        let (first, then): (Vec<_>, Vec<_>) = shares.iter().partition(gets_less);
         for (live, allotted_bytes) in first.into_iter().chain(then) {
             let anew = asked.is_some_and(|asked| Arc::ptr_eq(asked, live));
             let limits = Limits { budget_bytes: *live.budget_bytes.lock(), allotted_bytes: *allotted_bytes, anew };

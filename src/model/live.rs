@@ -73,7 +73,7 @@ pub enum ChangeError {
     #[error("there is no model `{0}` any more")]
     Gone(String),
     /// The model has not come to it in time.
-    #[error("model `{0}` is busy and has not come to it; its part is done with the next change, or the next start")]
+    #[error("model `{0}` is busy and has not followed in time: ask again")]
     Busy(String),
     /// The decision could not be written down; the process is ending.
     #[error("the decision could not be stored: {0}")]

@@ -1,9 +1,9 @@
 //! Live models: each a fold over a stream, with its decisions, its checkpoints, a snapshot for readers and a memory budget.
 //!
-//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the thread that
-//! feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the model
-//! as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all, and [`budget`] has them [`share`] what
-//! the process may hold.
+//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the
+//! thread that feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the
+//! model as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all, and [`budget`] has them
+//! [`share`] what the process may hold.
 
 mod begin;
 pub mod budget;
