@@ -45,6 +45,8 @@ pub struct Config {
     pub model: Model,
     /// When checkpoints are written.
     pub checkpoint: Checkpoint,
+    /// How plans are chosen.
+    pub planner: Planner,
     /// The threads that train.
     pub compute: Compute,
     /// The threads that predict.
@@ -146,6 +148,16 @@ pub struct Checkpoint {
     pub interval_seconds: u64,
 }
 
+/// How plans are chosen; read by `ferret` and `model`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Planner {
+    /// Time in which a row that waits loses half of its worth.
+    pub half_life_ms: u64,
+    /// Between two looks whether another plan would be better.
+    pub review_seconds: u64,
+}
+
 /// The threads that train; read by `ferret`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -234,8 +246,8 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 24] {
-        let Self { memory, log, http, model, checkpoint, compute, predict, .. } = self;
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 26] {
+        let Self { memory, log, http, model, checkpoint, planner, compute, predict, .. } = self;
         [
             ("memory.reserve_bytes", memory.reserve_bytes, 0..=1024 * GIB),
             ("log.cache_bytes", log.cache_bytes, 1 << 20..=1024 * GIB),
@@ -256,6 +268,8 @@ impl Config {
             ("model.sliding_window_rows", model.sliding_window_rows as u64, 1..=1 << 16),
             ("checkpoint.interval_rows", checkpoint.interval_rows, 1..=1 << 40),
             ("checkpoint.interval_seconds", checkpoint.interval_seconds, 1..=86_400),
+            ("planner.half_life_ms", planner.half_life_ms, 1..=86_400_000),
+            ("planner.review_seconds", planner.review_seconds, 0..=86_400),
             ("compute.threads", compute.threads as u64, 0..=1024),
             ("compute.nice", u64::from(compute.nice), 0..=19),
             ("predict.threads", predict.threads as u64, 1..=1024),

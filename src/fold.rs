@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,15 @@ pub enum Change {
     LearningRate(f64),
 }
 
+/// What a plan is to be proposed for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demand {
+    /// The most bytes that it may hold; none: unconstrained.
+    pub budget_bytes: Option<u64>,
+    /// Between the arrivals of two rows; none: they come faster than they are learned.
+    pub row_interval: Option<Duration>,
+}
+
 /// All that a fold must remember: with the records and decisions that follow it gives every later state. The tensors are lent,
 /// because a copy would not fit the budget and a candle clone would share storage that the next step changes.
 #[derive(Debug)]
@@ -214,9 +224,20 @@ pub trait Fold: Send {
     /// Finishes every step in flight. It changes no value: a drained fold goes on as one that was not.
     fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
 
-    /// The best plan for a budget in bytes (none: unconstrained), without following it; the fold is drained. Never called in
-    /// replay. A member `start` of it, if there is one, says with which step it begins; all else is the plan itself.
-    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<serde_json::Value, BelowMinimum>;
+    /// The best plan for what is asked for, without following it; the fold is drained. Never called in replay. A member `start` of
+    /// it, if there is one, says with which step it begins; all else is the plan itself.
+    fn propose_plan(&mut self, demand: Demand) -> Result<serde_json::Value, ProposalError>;
+
+    /// A plan that is so much better than the one that is followed, by what has been observed of it since this was last asked, that
+    /// it is worth a change; the fold is drained. Never called in replay.
+    fn reconsider_plan(&mut self, _demand: Demand) -> Result<Option<serde_json::Value>, ProposalError> {
+        Ok(None)
+    }
+
+    /// Every plan that no other one beats in both bytes and what it brings; null where there is only one.
+    fn frontier(&mut self) -> Result<serde_json::Value, ProposalError> {
+        Ok(serde_json::Value::Null)
+    }
 
     /// The plan that a person wrote by hand, completed, without following it; it must fit the budget. The fold is drained.
     fn complete_plan(&self, _wish: &serde_json::Value, _budget_bytes: u64) -> Result<serde_json::Value, PlanError> {
@@ -281,6 +302,17 @@ pub struct BelowMinimum {
     pub budget_bytes: u64,
     /// What the smallest plan needs.
     pub minimum_bytes: u64,
+}
+
+/// Why no plan could be proposed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposalError {
+    /// None fits.
+    #[error(transparent)]
+    BelowMinimum(#[from] BelowMinimum),
+    /// What plans are compared by could not be measured.
+    #[error(transparent)]
+    Fold(#[from] FoldError),
 }
 
 /// Why a plan that a person wrote is not followed.

@@ -5,28 +5,27 @@
 
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use bytesize::ByteSize;
 use clap::Args;
-use rand_chacha::rand_core::RngCore;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::serve::objective;
 use crate::allocator;
 use crate::config::Config;
 use crate::ferret::executor::Executor;
 use crate::ferret::plan::{Plan, Publication};
 use crate::ferret::planner::Wish;
 use crate::ferret::pool::Pool;
+use crate::ferret::profile::made_up;
 use crate::ferret::trainer::{Recipe, Trainer};
 use crate::fold::{Fold, Step};
 use crate::ledger::Part;
+use crate::model::kind::Given;
 use crate::model::network::NetworkKind;
 use crate::model::queued_bytes_max;
 use crate::model::spec::ModelSpec;
-use crate::network::random;
-use crate::rows::{Block, Element, Rows, Target};
 use crate::stream::Schema;
 
 /// Flags of `plan`.
@@ -55,15 +54,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     schema.validate().map_err(|fault| format!("{}: {fault}", arguments.stream.display()))?;
     let spec: ModelSpec = read(&arguments.model)?;
     let pool = Pool::new(0, 0)?;
-    let kind = NetworkKind { pool, step_rows: Config::load(None, [], &[])?.model.step_rows };
+    let config = Config::load(None, [], &[])?;
+    let kind = NetworkKind { pool: pool.clone(), step_rows: config.model.step_rows, objective: objective(&config) };
     let queued_bytes = queued_bytes_max(&schema);
-    let recipe = kind.recipe(&spec.settings, &schema, queued_bytes)?;
+    let may_skip = spec.overload.may_skip();
+    let recipe = kind.recipe(Given { settings: &spec.settings, schema: &schema, queued_bytes, may_skip })?;
     let budget_bytes = arguments.budget.or(spec.memory_budget).map(|budget| budget.as_u64());
     let plan = match &arguments.plan {
         Some(file) => recipe.planner().complete(0, &read::<Wish>(file)?, budget_bytes.unwrap_or(u64::MAX))?,
-        None => recipe.planner().choose(0, budget_bytes)?,
+        None => {
+            let (planner, budget_bytes) = (recipe.planner(), budget_bytes.unwrap_or(u64::MAX));
+            planner.choose(0, budget_bytes, None, &planner.prospects(planner.measure(&pool, budget_bytes)?))?
+        }
     };
-    let tried = attempt(&recipe, &plan, &schema, arguments.steps)?;
+    let tried = attempt(&recipe, &plan, arguments.steps)?;
     let said = describe(&recipe, &plan, &tried);
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&said)?);
@@ -79,30 +83,30 @@ fn read<T: DeserializeOwned>(file: &Path) -> Result<T, Failure> {
 }
 
 /// What a trial took.
-struct Tried {
+pub(super) struct Tried {
     /// The most of each part, in their order.
     parts: Vec<u64>,
-    ledger: u64,
-    allocator: u64,
+    pub(super) ledger: u64,
+    pub(super) allocator: u64,
     outline: Value,
 }
 
-fn attempt(recipe: &Recipe, plan: &Plan, schema: &Schema, steps: u64) -> Result<Tried, Failure> {
+pub(super) fn attempt(recipe: &Recipe, plan: &Plan, steps: u64) -> Result<Tried, Failure> {
     // The packing space that a thread keeps for good comes before the measurement: it belongs to the process.
     let small = recipe.planner().minimum(0);
-    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, schema, recipe.step_rows, 1, Publication::AtDrain)?;
+    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, recipe, 1, Publication::AtDrain)?;
     let before = allocator::live_bytes();
     allocator::reset_peak();
     let mut trainer = Trainer::new(recipe.clone(), plan.clone(), Executor::Filling)?;
-    train(&mut trainer, schema, recipe.step_rows, steps, plan.publication)?;
+    train(&mut trainer, recipe, steps, plan.publication)?;
     let allocator = allocator::peak_bytes() - before;
     let parts = Part::ALL.into_iter().map(|part| trainer.ledger().part_high_water(part)).collect();
     Ok(Tried { parts, ledger: trainer.ledger().high_water(), allocator, outline: trainer.outline() })
 }
 
 /// Trains on made-up rows, with a reader that holds as many snapshots as the plan lets it.
-fn train(trainer: &mut Trainer, schema: &Schema, step_rows: usize, steps: u64, publication: Publication) -> Result<(), Failure> {
-    let rows = made_up(schema, step_rows);
+fn train(trainer: &mut Trainer, recipe: &Recipe, steps: u64, publication: Publication) -> Result<(), Failure> {
+    let (step_rows, rows) = (recipe.step_rows, made_up(&recipe.network, recipe.step_rows));
     let (mut outcomes, mut held) = (Vec::new(), Vec::new());
     // Far enough apart that a snapshot's versions have left the window.
     let between = (steps / 4).max(1);
@@ -119,22 +123,6 @@ fn train(trainer: &mut Trainer, schema: &Schema, step_rows: usize, steps: u64, p
     }
     trainer.drain(&mut outcomes)?;
     Ok(())
-}
-
-fn made_up(schema: &Schema, count: usize) -> Rows {
-    let mut generator = random::stream(1, 0, "made-up rows");
-    let (width, element) = (schema.width(), schema.element());
-    let bytes: Bytes = match element {
-        Element::U8 => (0..width * count).map(|_| generator.next_u32() as u8).collect(),
-        Element::F32 => (0..width * count).flat_map(|_| random::uniform(&mut generator).to_le_bytes()).collect(),
-    };
-    let target = if schema.is_classified() {
-        let classes = schema.class_count().max(1) as u32;
-        Target::Classes((0..count).map(|_| generator.next_u32() % classes).collect())
-    } else {
-        Target::Values((0..count).map(|_| random::uniform(&mut generator)).collect())
-    };
-    Rows { count, blocks: vec![Block { element, width, bytes }], target: Some(target), ..Rows::default() }
 }
 
 fn describe(recipe: &Recipe, plan: &Plan, tried: &Tried) -> Value {

@@ -20,6 +20,7 @@ use super::{EX_USAGE, Failure, complain};
 use crate::config::{Config, LogFormat};
 use crate::disk::Disk;
 use crate::ferret::pool::Pool;
+use crate::ferret::rate::Objective;
 use crate::http::body::BodyLimits;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
@@ -182,13 +183,22 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}").into())
 }
 
+/// What counts in comparing plans.
+pub(super) fn objective(config: &Config) -> Objective {
+    Objective {
+        half_life: Duration::from_millis(config.planner.half_life_ms),
+        // A snapshot is begun at half the interval.
+        publish_interval: Duration::from_millis(config.model.publish_interval_ms) / 2,
+    }
+}
+
 /// The kinds of model that this binary knows.
 ///
 /// # Errors
 /// The compute threads cannot be started.
 pub fn kinds(config: &Config) -> Result<Kinds, Failure> {
     let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
-    Ok(Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows }))
+    Ok(Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows, objective: objective(config) }))
 }
 
 /// What lies in a data folder.
@@ -210,6 +220,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
     let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max)?);
     let settings = Settings {
+        review_interval: Duration::from_secs(config.planner.review_seconds),
         publish_interval: Duration::from_millis(config.model.publish_interval_ms),
         lag_rows_max: config.model.lag_rows_max,
         memory_bytes_max: config.model.memory_bytes_max,

@@ -11,11 +11,15 @@
 
 pub mod executor;
 pub mod footprint;
+pub mod frontier;
+mod greedy;
 pub mod input;
 pub mod pipeline;
 pub mod plan;
 pub mod planner;
 pub mod pool;
+pub mod profile;
+pub mod rate;
 pub mod schedule;
 pub mod snapshot;
 pub mod stage;

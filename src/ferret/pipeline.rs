@@ -10,16 +10,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
-
 use super::plan::Plan;
+use super::profile::Observed;
 use super::schedule::{Schedule, Task};
 use super::snapshot::NetworkSnapshot;
 use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, StageGradients};
 use super::work::{Admitted, Context, Done, Gave, Given, Work};
 use crate::fold::{FoldError, Outcome, Score, Sequence, Step, Verdict};
 use crate::ledger::{Ledger, Part};
-use crate::network::{Network, Optimiser, Parameter, Targets};
+use crate::network::{Network, Optimiser, Targets};
 
 /// One version of a stage: the updates of so many steps are in it.
 #[derive(Debug)]
@@ -110,6 +109,8 @@ pub struct Pipeline {
     /// Ends of steps that nobody has been told of, in order.
     outcomes: Vec<Outcome>,
     capture: Option<Capture>,
+    /// How long tasks took under the present plan.
+    observed: Observed,
     pub(super) learning_rate: f64,
     /// Why it cannot go on.
     failure: Option<FoldError>,
@@ -131,7 +132,7 @@ impl Pipeline {
             .into_iter()
             .zip(&network.layers)
             .map(|(weights, layer)| {
-                let moments = layer.parameters().into_iter().map(|parameter| initial_moments(&optimiser, &parameter));
+                let moments = layer.parameters().into_iter().map(|parameter| optimiser.initial_moments(&parameter));
                 let moments = moments.collect::<candle_core::Result<_>>()?;
                 Ok(LayerState::new(weights, moments, 0, &ledger))
             })
@@ -151,6 +152,7 @@ impl Pipeline {
         learning_rate: f64,
     ) -> Pipeline {
         let schedule = Schedule::new(context.plan.clone(), next);
+        let observed = Observed::new(stages.len());
         Pipeline {
             context,
             schedule,
@@ -160,6 +162,7 @@ impl Pipeline {
             offered: None,
             outcomes: Vec::new(),
             capture: None,
+            observed,
             learning_rate,
             failure: None,
         }
@@ -173,6 +176,11 @@ impl Pipeline {
     /// Steps that were admitted; the next one's ordinal.
     pub fn ordinal(&self) -> u64 {
         self.schedule.admitted()
+    }
+
+    /// How long tasks took under the present plan.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
     }
 
     /// The learning rate that holds.
@@ -290,7 +298,8 @@ impl Pipeline {
 
     /// Brings the result of a task back.
     pub fn complete(&mut self, done: Done) {
-        let Done { task, gave } = done;
+        let Done { task, gave, nanoseconds } = done;
+        self.observed.note(task, nanoseconds);
         match gave {
             Ok(gave) => {
                 let refused = self.note(task, gave);
@@ -433,6 +442,7 @@ impl Pipeline {
             layers.extend(of_stage);
         }
         self.stages = cut(&plan, layers);
+        self.observed = Observed::new(self.stages.len());
         let Context { network, optimiser, ledger, .. } = &*self.context;
         let (network, optimiser, ledger) = (network.clone(), *optimiser, ledger.clone());
         self.context = Arc::new(Context { network, optimiser, plan: Arc::new(plan), ledger });
@@ -459,9 +469,4 @@ pub(super) fn cut(plan: &Plan, layers: Vec<LayerState>) -> Vec<StageState> {
 
 fn lost() -> FoldError {
     FoldError::Contract("a task's inputs are gone".into())
-}
-
-/// The optimiser's tensors of one parameter, before the first update.
-fn initial_moments(optimiser: &Optimiser, parameter: &Parameter) -> candle_core::Result<Vec<Tensor>> {
-    (0..optimiser.state_count()).map(|_| Tensor::zeros(parameter.shape.as_slice(), DType::F32, &Device::Cpu)).collect()
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::footprint::StepBytes;
+use super::profile::Profile;
 use crate::ledger::Part;
 use crate::limits::{ACCUMULATION_MAX, STAGES_MAX, STRIDE_MAX, WORKERS_MAX};
 use crate::network::Network;
@@ -134,9 +135,31 @@ pub struct Plan {
     pub threads: usize,
     /// What it was reckoned to hold.
     pub bytes: PlannedBytes,
+    /// What it was reckoned to bring, and from what; none for a plan that nobody compared with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reckoned: Option<Reckoned>,
+}
+
+/// What a plan was chosen for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reckoned {
+    /// Between the ends of two steps while there are always more, in nanoseconds.
+    pub step_nanoseconds: u64,
+    /// What a step is worth when it is learned, of what it was worth when it arrived, in millionths.
+    pub value_millionths: u64,
+    /// What that was reckoned from.
+    pub profile: Profile,
 }
 
 impl Plan {
+    /// A plan of these stages and workers, with nothing reckoned yet.
+    pub fn bare(start: u64, stages: Vec<StagePlan>, workers: u64, step_rows: usize) -> Plan {
+        let (publication, bytes) = (Publication::Continuous, PlannedBytes::default());
+        let (reads, threads, reckoned) = (Reads::Ferret, 1, None);
+        Plan { start, stages, workers, reads, step_rows, publication, threads, bytes, reckoned }
+    }
+
     /// The version of stage `stage` that the forward of step `ordinal` reads, exactly: the number of steps whose updates it
     /// holds. Ferret's rule names versions by their last step; so many steps held are one more. Before the plan's start it is the
     /// version that the plan began with.
@@ -166,6 +189,27 @@ impl Plan {
     pub fn versions(&self, stage: usize) -> u64 {
         let steps_of_update = self.learns_every(stage).saturating_mul(self.stages[stage].accumulation);
         1 + (self.lag(stage) - 1).div_ceil(steps_of_update)
+    }
+
+    /// The plan in a few words: `0-3* 4-7 a2 s2 / 2w drain` is two stages, the first one recomputed, the second one with two steps for
+    /// an update and learning every other step, two workers, published at a drain.
+    pub fn outline(&self) -> String {
+        let stage = |stage: &StagePlan| {
+            let mut text = format!("{}-{}", stage.layers.start, stage.layers.end - 1);
+            if !stage.recompute.is_empty() {
+                text += "*";
+            }
+            if stage.accumulation > 1 {
+                text += &format!(" a{}", stage.accumulation);
+            }
+            if stage.stride > 1 {
+                text += &format!(" s{}", stage.stride);
+            }
+            text
+        };
+        let stages: Vec<String> = self.stages.iter().map(stage).collect();
+        let drained = if self.publication == Publication::AtDrain { " drain" } else { "" };
+        format!("{} / {}w{drained}", stages.join(" "), self.workers)
     }
 
     /// Whether the stages are a partition of the network's layers, and every number is in its range; the text says what is not.
@@ -233,7 +277,7 @@ pub(super) fn may_begin_segment(network: &Network, layer: usize) -> bool {
     network.layers[layer].cost(1).output > 0
 }
 
-fn least_common_multiple(a: u64, b: u64) -> u64 {
+pub(super) fn least_common_multiple(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);
     while y != 0 {
         (x, y) = (y, x % y);
@@ -247,16 +291,8 @@ pub(super) mod tests {
 
     /// A plan of stages of one layer each.
     pub(crate) fn plan(start: u64, stages: usize, workers: u64) -> Plan {
-        Plan {
-            start,
-            stages: (0..stages).map(|stage| StagePlan::whole(stage..stage + 1)).collect(),
-            workers,
-            reads: Reads::Ferret,
-            step_rows: 1,
-            publication: Publication::AtDrain,
-            threads: 1,
-            bytes: PlannedBytes::default(),
-        }
+        let stages = (0..stages).map(|stage| StagePlan::whole(stage..stage + 1)).collect();
+        Plan { publication: Publication::AtDrain, ..Plan::bare(start, stages, workers, 1) }
     }
 
     #[test]

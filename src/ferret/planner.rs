@@ -2,12 +2,19 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
-use super::plan::{Plan, PlannedBytes, Publication, Reads, StagePlan, may_begin_segment};
-use crate::fold::{BelowMinimum, PlanError};
+use super::frontier::Frontier;
+use super::plan::{Plan, PlannedBytes, Publication, Reckoned, StagePlan, may_begin_segment};
+use super::pool::Pool;
+use super::profile::{Profile, Trial};
+use super::rate::{Objective, Rate};
+use super::trainer::Recipe;
+use crate::fold::{BelowMinimum, FoldError, PlanError};
 use crate::network::{Network, Optimiser};
 
 /// What one model takes beside the storages that are counted one by one: names, channels, scores.
@@ -28,7 +35,20 @@ pub struct Planner {
     pub queued_bytes: u64,
     /// Compute threads that there are.
     pub threads: usize,
+    /// Whether stages may leave steps out: for models under a skip policy alone.
+    pub may_omit: bool,
+    /// What counts in comparing plans.
+    pub objective: Objective,
     footprint: Footprint,
+}
+
+/// What the plans of a network cost and bring.
+#[derive(Clone, Debug)]
+pub struct Prospects {
+    /// What it is reckoned from.
+    pub profile: Profile,
+    /// The plans that no other beats.
+    pub frontier: Frontier,
 }
 
 /// A plan as a person writes it.
@@ -84,23 +104,39 @@ fn one() -> u64 {
 
 impl Planner {
     /// A planner for a network that is trained like this.
-    pub fn new(network: Arc<Network>, optimiser: Optimiser, step_rows: usize, queued_bytes: u64, threads: usize) -> Planner {
+    pub fn new(recipe: &Recipe) -> Planner {
+        let Recipe { network, optimiser, step_rows, queued_bytes, threads, may_omit, objective, .. } = recipe.clone();
         let footprint = Footprint::new(network.clone(), optimiser.fuses(), step_rows);
-        Planner { network, optimiser, step_rows, queued_bytes, threads, footprint }
+        Planner { network, optimiser, step_rows, queued_bytes, threads, may_omit, objective, footprint }
+    }
+
+    /// Measures what steps cost, within a budget, which is no smaller than the minimum.
+    ///
+    /// # Errors
+    /// A kernel failed.
+    pub fn measure(&self, pool: &Pool, budget_bytes: u64) -> Result<Profile, FoldError> {
+        let minimum = self.minimum(0);
+        let recompute = minimum.stages.into_iter().flat_map(|stage| stage.recompute).collect();
+        let trial = Trial { network: self.network.clone(), optimiser: self.optimiser, step_rows: self.step_rows, recompute };
+        trial.run(pool, (budget_bytes / minimum.bytes.total().max(1)) as usize)
+    }
+
+    /// What the network and its steps take.
+    pub fn footprint(&self) -> &Footprint {
+        &self.footprint
     }
 
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
     pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
-        let mut plan = self.bare(start, stages, workers, publication);
-        plan.threads = self.threads.min(usize::try_from(plan.in_flight()).unwrap_or(usize::MAX)).max(1);
+        let threads = self.threads_of(workers, stages.len());
+        let mut plan = Plan { threads, publication, ..Plan::bare(start, stages, workers, self.step_rows) };
         plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
         plan
     }
 
-    /// A plan whose bytes are yet to be reckoned.
-    fn bare(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
-        let (step_rows, bytes) = (self.step_rows, PlannedBytes::default());
-        Plan { start, stages, workers, reads: Reads::Ferret, step_rows, publication, threads: 1, bytes }
+    /// Threads that a plan of so many workers and stages can use.
+    pub(super) fn threads_of(&self, workers: u64, stages: usize) -> usize {
+        self.threads.min(workers as usize * stages).max(1)
     }
 
     /// The bytes of a plan through whose stages a step was `walked`.
@@ -131,31 +167,70 @@ impl Planner {
         bytes
     }
 
-    fn sequential(&self, start: u64, publication: Publication) -> Plan {
+    /// One step after the other, with nothing given up.
+    pub fn sequential(&self, start: u64, publication: Publication) -> Plan {
         self.plan(start, vec![StagePlan::whole(0..self.network.layers.len())], 1, publication)
     }
 
-    /// The plan that needs the least memory of those that are offered.
+    /// The plan that needs the least memory: one step after the other, recomputed where that saves anything.
     pub fn minimum(&self, start: u64) -> Plan {
-        self.sequential(start, Publication::AtDrain)
+        let layers = 0..self.network.layers.len();
+        let stage = StagePlan { recompute: self.best_segments(layers.clone()), ..StagePlan::whole(layers) };
+        self.plan(start, vec![stage], 1, Publication::AtDrain)
     }
 
-    /// The best plan within `budget_bytes`, from step `start` on.
-    pub fn choose(&self, start: u64, budget_bytes: Option<u64>) -> Result<Plan, BelowMinimum> {
-        let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
-        let mut plan = self.sequential(start, Publication::Continuous);
-        if plan.bytes.total() > budget_bytes {
-            // Only the copies for readers differ, and the walk of the steps takes time.
-            plan.publication = Publication::AtDrain;
-            plan.bytes.snapshots = plan.bytes.weights * plan.publication.copies() as u64;
-        }
-        let minimum_bytes = plan.bytes.total();
-        if minimum_bytes <= budget_bytes { Ok(plan) } else { Err(BelowMinimum { budget_bytes, minimum_bytes }) }
+    /// The best plan of a frontier within `budget_bytes`, from step `start` on, where rows arrive every `row_interval` (none: faster
+    /// than they are learned).
+    pub fn choose(
+        &self,
+        start: u64,
+        budget_bytes: u64,
+        row_interval: Option<Duration>,
+        prospects: &Prospects,
+    ) -> Result<Plan, BelowMinimum> {
+        let Prospects { profile, frontier } = prospects;
+        let minimum_bytes = || frontier.points().first().map_or(0, |point| point.bytes);
+        let interval = self.step_interval(row_interval);
+        let point = frontier.best(budget_bytes, interval);
+        let point = point.ok_or_else(|| BelowMinimum { budget_bytes, minimum_bytes: minimum_bytes() })?;
+        let plan = self.plan(start, point.stages.clone(), point.workers, point.publication);
+        Ok(Plan { reckoned: Some(reckoned(point.rate, profile)), ..plan })
+    }
+
+    /// What plans cost and bring by a profile.
+    pub fn prospects(&self, profile: Profile) -> Prospects {
+        Prospects { frontier: self.frontier(&profile), profile }
+    }
+
+    /// What a plan brings.
+    pub fn reckon(&self, plan: &Plan, prospects: &Prospects) -> Reckoned {
+        reckoned(self.rates(&prospects.profile).of(plan), &prospects.profile)
+    }
+
+    /// The frontier as doors and commands tell it, with the profile that it was reckoned from.
+    pub fn describe(&self, prospects: &Prospects) -> Value {
+        let points = prospects.frontier.points().iter().map(|point| {
+            json!({
+                "bytes": point.bytes,
+                "rows_per_second": 1e9 / point.rate.period * self.step_rows as f64,
+                "value": point.rate.value,
+                "adaptation_rate": point.rate.per_second(None) * self.step_rows as f64,
+                "workers": point.workers,
+                "publication": point.publication,
+                "stages": point.stages,
+            })
+        });
+        json!({ "points": points.collect::<Vec<_>>(), "profile": prospects.profile, "step_rows": self.step_rows })
+    }
+
+    /// Between the arrivals of the rows of two steps, in nanoseconds.
+    pub(super) fn step_interval(&self, row_interval: Option<Duration>) -> Option<f64> {
+        row_interval.map(|interval| interval.as_nanos() as f64 * self.step_rows as f64)
     }
 
     /// The plan that a person wrote, completed, from step `start` on; it must fit `budget_bytes`.
     pub fn complete(&self, start: u64, wish: &Wish, budget_bytes: u64) -> Result<Plan, PlanError> {
-        if let Some(number) = wish.stages.iter().position(|stage| stage.stride > 1) {
+        if let Some(number) = wish.stages.iter().position(|stage| stage.stride > 1 && !self.may_omit) {
             return Err(PlanError::Refused(format!(
                 "stage {number} would omit steps, and this model learns every row (overload policy `backpressure`)"
             )));
@@ -169,12 +244,12 @@ impl Planner {
             accumulation: stage.accumulation,
             stride: stage.stride,
         });
-        let bare = self.bare(start, stages.collect(), wish.workers, wish.publication);
+        let bare = Plan::bare(start, stages.collect(), wish.workers, self.step_rows);
         bare.check(&self.network).map_err(PlanError::Refused)?;
-        let mut stages = bare.stages;
+        let mut stages = bare.stages.clone();
         for (number, of_wish) in wish.stages.iter().enumerate() {
             if let Recompute::Whether(true) = of_wish.recompute {
-                stages[number].recompute = self.recompute(start, &stages, number, wish.workers);
+                stages[number].recompute = self.recompute(&bare, number);
             }
         }
         let plan = self.plan(start, stages, wish.workers, wish.publication);
@@ -186,20 +261,31 @@ impl Planner {
         Ok(plan)
     }
 
+    /// The recomputation of a run of layers that leaves the fewest bytes, in a network cut before and after it.
+    pub(super) fn best_segments(&self, layers: Range<usize>) -> Vec<usize> {
+        let around = [0..layers.start, layers.clone(), layers.end..self.network.layers.len()];
+        let stages: Vec<StagePlan> = around.into_iter().filter(|layers| !layers.is_empty()).map(StagePlan::whole).collect();
+        let number = usize::from(layers.start > 0);
+        self.recompute(&Plan::bare(0, stages, 1, self.step_rows), number)
+    }
+
     /// The recomputation of a stage that leaves the fewest bytes: as a whole, or in segments of about equal activations. Empty where
     /// nothing saves any.
-    fn recompute(&self, start: u64, stages: &[StagePlan], number: usize, workers: u64) -> Vec<usize> {
-        let layers = stages[number].layers.clone();
-        let outputs: Vec<u64> = layers.clone().map(|layer| self.network.layers[layer].cost(1).output).collect();
+    fn recompute(&self, plan: &Plan, number: usize) -> Vec<usize> {
+        let layers = plan.stages[number].layers.clone();
+        let outputs: Vec<u64> = layers.clone().map(|layer| self.footprint.output(layer)).collect();
         let all: u64 = outputs.iter().sum();
-        let mut plan = self.bare(start, stages.to_vec(), workers, Publication::AtDrain);
-        let mut best = (self.footprint.walk(&plan.stages).steps(&plan).total(), Vec::new());
-        let segmented = (1..=layers.len() as u64).filter_map(|segments| self.segments(&layers, &outputs, all / segments));
-        for recompute in segmented {
+        let mut plan = plan.clone();
+        let mut held = |recompute: Vec<usize>| {
             plan.stages[number].recompute = recompute;
-            let bytes = self.footprint.walk(&plan.stages).steps(&plan).total();
+            self.footprint.walk(&plan.stages).steps(&plan).total()
+        };
+        let mut best = (held(Vec::new()), Vec::new());
+        for count in segment_counts(layers.len() as u64) {
+            let Some(recompute) = self.segments(&layers, &outputs, all / count) else { break };
+            let bytes = held(recompute.clone());
             if bytes < best.0 {
-                best = (bytes, plan.stages[number].recompute.clone());
+                best = (bytes, recompute);
             }
         }
         best.1
@@ -222,6 +308,16 @@ impl Planner {
     }
 }
 
+/// Numbers of segments that are tried: there may be hundreds of layers to begin one at, and next to the best number its neighbours
+/// are about as good.
+fn segment_counts(layers: u64) -> impl Iterator<Item = u64> {
+    std::iter::successors(Some(1), |count| Some(count + (count / 4).max(1))).take_while(move |&count| count <= layers)
+}
+
+fn reckoned(rate: Rate, profile: &Profile) -> Reckoned {
+    Reckoned { step_nanoseconds: rate.period as u64, value_millionths: (rate.value * 1e6) as u64, profile: profile.clone() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,7 +326,7 @@ mod tests {
     fn planner(architecture: &str, shape: &[usize]) -> Planner {
         let architecture: Architecture = serde_json::from_str(architecture).unwrap();
         let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
-        Planner::new(network, Optimiser::default(), 16, 0, 2)
+        Planner::new(&Recipe::new(network, 16, 2))
     }
 
     fn complete(planner: &Planner, wish: &str) -> Result<Plan, PlanError> {

@@ -8,9 +8,13 @@ use serde_json::{Value, json};
 use super::executor::{Engine, Executor};
 use super::pipeline::Pipeline;
 use super::plan::{Plan, Publication};
-use super::planner::{Planner, Wish};
+use super::planner::{Planner, Prospects, Wish};
+use super::pool::Pool;
+use super::rate::Objective;
 use super::snapshot::NetworkSnapshot;
-use crate::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, PlanError, Snapshot, State, StateRef, Step};
+use crate::fold::{
+    BelowMinimum, Change, Demand, Fold, FoldError, Outcome, PlanError, ProposalError, Snapshot, State, StateRef, Step,
+};
 use crate::ledger::{Ledger, Part};
 use crate::network::{self, Network, Optimiser};
 
@@ -21,6 +25,9 @@ const FOLD_VERSION: u32 = 2;
 const FAULT_CHARS_MAX: usize = 400;
 /// How often the driver looks whether readers have let go of an old snapshot; they hold one for the length of a query.
 const READER_WAIT: Duration = Duration::from_micros(50);
+/// How much more another plan must bring to be worth a change, and how many looks in a row must find that: times vary.
+const WORTH_A_CHANGE: f64 = 1.1;
+const LOOKS_BEFORE_A_CHANGE: u32 = 2;
 
 /// What a network's trainer is made of.
 #[derive(Clone, Debug)]
@@ -39,12 +46,32 @@ pub struct Recipe {
     pub queued_bytes: u64,
     /// Compute threads that there are.
     pub threads: usize,
+    /// Whether plans may leave steps out: for models under a skip policy alone.
+    pub may_omit: bool,
+    /// What counts in comparing plans.
+    pub objective: Objective,
 }
 
 impl Recipe {
+    /// Plain SGD in steps of so many rows, on so many threads, with no rows waiting.
+    pub fn new(network: Arc<Network>, step_rows: usize, threads: usize) -> Recipe {
+        let (optimiser, objective) = (Optimiser::default(), Objective::default());
+        Recipe {
+            network,
+            optimiser,
+            learning_rate: 0.05,
+            seed: 0,
+            step_rows,
+            queued_bytes: 0,
+            threads,
+            may_omit: false,
+            objective,
+        }
+    }
+
     /// The planner for this network.
     pub fn planner(&self) -> Planner {
-        Planner::new(self.network.clone(), self.optimiser, self.step_rows, self.queued_bytes, self.threads)
+        Planner::new(self)
     }
 }
 
@@ -56,6 +83,12 @@ pub struct Trainer {
     learning_rate: f64,
     ledger: Ledger,
     minimum_bytes: u64,
+    /// Where plans are tried; none where tasks are run one at a time.
+    pool: Option<Pool>,
+    /// What plans cost and bring, once it was asked for.
+    prospects: Option<Arc<Prospects>>,
+    /// Looks in a row that found a much better plan.
+    better: u32,
     /// Snapshots that readers may still hold.
     issued: Vec<Weak<NetworkSnapshot>>,
 }
@@ -68,8 +101,10 @@ impl Trainer {
         let Recipe { network, optimiser, learning_rate, seed, .. } = recipe;
         let pipeline = Pipeline::new(network, optimiser, learning_rate, plan, seed, ledger.clone())?;
         let (plan, minimum_bytes) = (pipeline.plan().clone(), planner.minimum(0).bytes.total());
+        let pool = if let Executor::Threads(pool) = &executor { Some(pool.clone()) } else { None };
         let engine = Engine::new(pipeline, executor);
-        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, issued: Vec::new() })
+        let (prospects, better, issued) = (None, 0, Vec::new());
+        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, pool, prospects, better, issued })
     }
 
     /// Steps that were given so far; the fold is drained.
@@ -81,6 +116,24 @@ impl Trainer {
     fn snapshots_alive(&mut self) -> usize {
         self.issued.retain(|snapshot| snapshot.strong_count() > 0);
         self.issued.len()
+    }
+
+    /// What plans cost and bring: by the profile of the plan that is followed, if it has one that was measured here.
+    fn prospects(&mut self, budget_bytes: u64) -> Result<Arc<Prospects>, FoldError> {
+        if let Some(prospects) = &self.prospects {
+            return Ok(prospects.clone());
+        }
+        let layers = self.planner.network.layers.len();
+        let known = self.plan.reckoned.as_ref().map(|reckoned| &reckoned.profile);
+        let known = known.filter(|known| known.threads == self.planner.threads && known.layers.len() == layers);
+        let profile = match (known, &self.pool) {
+            (Some(profile), _) => profile.clone(),
+            (None, Some(pool)) => self.planner.measure(pool, budget_bytes)?,
+            (None, None) => return Err(FoldError::Contract("plans are compared on compute threads, and there are none".into())),
+        };
+        let prospects = Arc::new(self.planner.prospects(profile));
+        self.prospects = Some(prospects.clone());
+        Ok(prospects)
     }
 
     fn set_plan(&mut self, plan: Arc<Plan>) {
@@ -116,9 +169,39 @@ impl Fold for Trainer {
         self.engine.drain(outcomes)
     }
 
-    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<Value, BelowMinimum> {
-        let start = self.ordinal().unwrap_or(self.plan.start);
-        Ok(json!(self.planner.choose(start, budget_bytes)?))
+    fn propose_plan(&mut self, demand: Demand) -> Result<Value, ProposalError> {
+        let (start, budget_bytes) = (self.ordinal()?, demand.budget_bytes.unwrap_or(u64::MAX));
+        let minimum_bytes = self.minimum_bytes;
+        if budget_bytes < minimum_bytes {
+            return Err(BelowMinimum { budget_bytes, minimum_bytes }.into());
+        }
+        let prospects = self.prospects(budget_bytes)?;
+        Ok(json!(self.planner.choose(start, budget_bytes, demand.row_interval, &prospects)?))
+    }
+
+    fn reconsider_plan(&mut self, demand: Demand) -> Result<Option<Value>, ProposalError> {
+        let (start, budget_bytes) = (self.ordinal()?, demand.budget_bytes.unwrap_or(u64::MAX));
+        let mut prospects = self.prospects(budget_bytes)?;
+        let rates = self.planner.rates(&prospects.profile);
+        if let Some(profile) = rates.revised(&self.plan, self.engine.at_rest()?.observed()) {
+            prospects = Arc::new(self.planner.prospects(profile));
+            self.prospects = Some(prospects.clone());
+        }
+        let best = self.planner.choose(start, budget_bytes, demand.row_interval, &prospects)?;
+        let interval = self.planner.step_interval(demand.row_interval);
+        let rates = self.planner.rates(&prospects.profile);
+        let [present, best_rate] = [&*self.plan, &best].map(|plan| rates.of(plan).per_second(interval));
+        self.better = if best_rate > present * WORTH_A_CHANGE { self.better + 1 } else { 0 };
+        if self.better < LOOKS_BEFORE_A_CHANGE {
+            return Ok(None);
+        }
+        self.better = 0;
+        Ok(Some(json!(best)))
+    }
+
+    fn frontier(&mut self) -> Result<Value, ProposalError> {
+        let prospects = self.prospects(self.minimum_bytes)?;
+        Ok(self.planner.describe(&prospects))
     }
 
     fn complete_plan(&self, wish: &Value, budget_bytes: u64) -> Result<Value, PlanError> {
@@ -126,7 +209,9 @@ impl Fold for Trainer {
         let refused = |error: serde_json::Error| PlanError::Refused(error.to_string().chars().take(FAULT_CHARS_MAX).collect());
         let wish: Wish = serde_json::from_value(wish.clone()).map_err(refused)?;
         let start = self.ordinal().unwrap_or(self.plan.start);
-        Ok(json!(self.planner.complete(start, &wish, budget_bytes)?))
+        let plan = self.planner.complete(start, &wish, budget_bytes)?;
+        let reckoned = self.prospects.as_ref().map(|prospects| self.planner.reckon(&plan, prospects));
+        Ok(json!(Plan { reckoned, ..plan }))
     }
 
     fn check(&self, change: &Change) -> Result<(), String> {

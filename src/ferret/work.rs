@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::input;
 use super::plan::Plan;
+use super::profile::timed;
 use super::schedule::Task;
 use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, Stage, StageGradients};
 use crate::fold::{FoldError, Score, Sequence, Step};
@@ -117,24 +118,25 @@ impl Work {
     /// Does it.
     pub fn run(self) -> Done {
         let Work { context, task, given } = self;
-        let gave = match (given, task) {
-            (Given::Step { step, statistics, superseded }, _) => admit(&context, &step, statistics, superseded),
-            (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {
-                forward(&context, stage, versions, input, targets, learns)
-            }
-            (Given::Backward { kept, gradient, below }, Task::Backward { stage, .. }) => {
-                backward(context.stage(stage), kept, gradient, below)
-            }
-            (
-                Given::Update { layers, accumulated, gradients, applies, learning_rate, superseded },
-                Task::Update { stage, .. },
-            ) => {
-                let how = How { optimiser: &context.optimiser, learning_rate, superseded };
-                update(context.stage(stage), layers, accumulated, gradients, applies, how)
-            }
-            _ => Err(FoldError::Contract("a task was given what another one works on".into())),
-        };
-        Done { task, gave }
+        let (gave, nanoseconds) = timed(|| do_it(&context, task, given));
+        Done { task, gave, nanoseconds }
+    }
+}
+
+fn do_it(context: &Arc<Context>, task: Task, given: Given) -> Result<Gave, FoldError> {
+    match (given, task) {
+        (Given::Step { step, statistics, superseded }, _) => admit(&context, &step, statistics, superseded),
+        (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {
+            forward(&context, stage, versions, input, targets, learns)
+        }
+        (Given::Backward { kept, gradient, below }, Task::Backward { stage, .. }) => {
+            backward(context.stage(stage), kept, gradient, below)
+        }
+        (Given::Update { layers, accumulated, gradients, applies, learning_rate, superseded }, Task::Update { stage, .. }) => {
+            let how = How { optimiser: &context.optimiser, learning_rate, superseded };
+            update(context.stage(stage), layers, accumulated, gradients, applies, how)
+        }
+        _ => Err(FoldError::Contract("a task was given what another one works on".into())),
     }
 }
 
@@ -142,6 +144,8 @@ impl Work {
 pub struct Done {
     pub(super) task: Task,
     pub(super) gave: Result<Gave, FoldError>,
+    /// How long it took.
+    pub(super) nanoseconds: u64,
 }
 
 /// Turns rows into the network's input, and advances the statistics of a standardising layer: by ordinal, never by time.

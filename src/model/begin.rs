@@ -16,6 +16,7 @@ use super::ModelError;
 use super::checkpoint::{self, Loaded};
 use super::decision::{Decision, Planned, What};
 use super::driver::{Driver, stand};
+use super::kind::Given;
 use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::registry::{Models, Record, RegistryError, Running};
@@ -83,7 +84,13 @@ impl Models {
     /// Brings one model back from its newest whole checkpoint.
     fn resume(&self, id: u32, name: &str, record: &Record, stream: &Arc<Stream>) -> Result<(), RegistryError> {
         let kind = self.kinds.get(&record.spec.kind)?;
-        let mut fold = kind.build(&record.spec.settings, &stream.schema, queued_bytes_max(&stream.schema))?;
+        let given = Given {
+            settings: &record.spec.settings,
+            schema: &stream.schema,
+            queued_bytes: queued_bytes_max(&stream.schema),
+            may_skip: record.spec.overload.may_skip(),
+        };
+        let mut fold = kind.build(given)?;
         let loaded = self.restore(id, name, fold.as_mut())?;
         let mut decisions = Vec::new();
         for bytes in self.streams.log().decisions(id)? {
@@ -219,6 +226,8 @@ impl Models {
             save_again_at: None,
             step_seconds: self.ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
             refusing: false,
+            by_hand: followed.is_some_and(|planned| planned.by_hand),
+            reviewed_at: Instant::now(),
         };
         Ok((live, driver))
     }

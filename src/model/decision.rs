@@ -53,7 +53,10 @@ pub struct Planned {
     /// The model's share of what the process may hold, in bytes; none where nobody shared it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allotted_bytes: Option<u64>,
-    /// As the fold proposed it.
+    /// A person wrote it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_hand: bool,
+    /// As the fold proposed it, or completed it.
     pub plan: serde_json::Value,
 }
 
@@ -109,7 +112,7 @@ mod tests {
     fn plans_from_before_there_were_shares_are_read() {
         let read = serde_json::from_str::<What>(r#"{"plan":{"budget_bytes":null,"plan":{"start":3}}}"#).unwrap();
         let plan = serde_json::json!({"start": 3});
-        assert_eq!(read, What::Plan(Planned { budget_bytes: None, allotted_bytes: None, plan }));
+        assert_eq!(read, What::Plan(Planned { budget_bytes: None, allotted_bytes: None, by_hand: false, plan }));
     }
 
     #[test]
@@ -126,7 +129,7 @@ mod tests {
     fn a_decision_reads_back_and_a_flipped_bit_does_not() {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
-        let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), plan };
+        let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), by_hand: true, plan };
         for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700 }] {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();

@@ -1,8 +1,8 @@
 //! The driver of one model: a thread that pulls records from the log into the fold, at the fold's own pace.
 //!
 //! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, answer what doors
-//! ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended, publish, write checkpoints. Nobody pushes into it, and after a
-//! crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
+//! ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
+//! publish, write checkpoints, look whether another plan would be much better. Nobody pushes into it, and after a crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,12 +22,14 @@ use super::spec::Window;
 use super::status::Status;
 use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
-use crate::fold::{Fold, Outcome, Sequence, Verdict, Version};
+use crate::fold::{Demand, Fold, Outcome, ProposalError, Sequence, Verdict, Version};
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 /// How long after a failed checkpoint the next one is tried.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
+/// Steps that may wait for a model that keeps up with its stream.
+const BEHIND_STEPS: u64 = 8;
 
 /// One model's driver; [`Driver::run`] is its thread.
 pub(super) struct Driver {
@@ -67,6 +69,10 @@ pub(super) struct Driver {
     pub(super) step_seconds: Histogram,
     /// Whether the last step was refused.
     pub(super) refusing: bool,
+    /// Whether a person wrote the plan that is followed: it is not reconsidered.
+    pub(super) by_hand: bool,
+    /// When the plan was last chosen or looked at.
+    pub(super) reviewed_at: Instant,
 }
 
 /// How the loop goes on.
@@ -152,6 +158,7 @@ impl Driver {
         applied?;
         self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
+        self.review_if_due()?;
         Ok(Next::Again)
     }
 
@@ -198,6 +205,8 @@ impl Driver {
         let mut status = self.live.status.lock();
         if let What::Plan(planned) = what {
             status.follow(planned);
+            self.by_hand = planned.by_hand;
+            self.reviewed_at = Instant::now();
         }
         status.note(self.fold.as_ref());
         Ok(())
@@ -239,15 +248,19 @@ impl Driver {
                         let status = driver.live.status.lock();
                         (status.budget_bytes, status.allotted_bytes)
                     };
-                    let most = driver.ground.within(budget_bytes).min(allotted_bytes.unwrap_or(u64::MAX));
-                    let plan = driver.fold.complete_plan(&wish, most)?;
-                    Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes, plan })))
+                    let plan = driver.fold.complete_plan(&wish, driver.most_bytes())?;
+                    Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes, by_hand: true, plan })))
                 });
                 self.conclude(reply, answer);
             }
             Command::LearningRate(learning_rate, reply) => {
                 let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
                 self.conclude(reply, answer);
+            }
+            Command::Frontier(reply) => {
+                let answer = self.drain().map_err(|error| ChangeError::Failed(error.to_string()));
+                // The client may have gone.
+                drop(reply.send(answer.and_then(|()| Ok(self.fold.frontier()?))));
             }
             Command::Publish => self.publish_now = true,
             Command::Stop => {
@@ -269,6 +282,45 @@ impl Driver {
         answer_to(reply, answer);
     }
 
+    /// What a plan is to be proposed for. A model that is behind wants to be as fast as it can, however fast rows come.
+    fn demand(&self, most_bytes: u64) -> Demand {
+        let behind = self.live.stream.head() - self.cursor.sequence > BEHIND_STEPS * self.fold.step_rows() as u64;
+        let row_interval = if behind { None } else { self.live.stream.row_interval() };
+        Demand { budget_bytes: Some(most_bytes), row_interval }
+    }
+
+    /// What a plan may hold at present.
+    fn most_bytes(&self) -> u64 {
+        let status = self.live.status.lock();
+        self.ground.within(status.budget_bytes).min(status.allotted_bytes.unwrap_or(u64::MAX))
+    }
+
+    /// Follows a much better plan, where what was observed of the present one says that there is one.
+    fn review_if_due(&mut self) -> Result<(), ModelError> {
+        let interval = self.ground.settings.review_interval;
+        if interval.is_zero() || self.reviewed_at.elapsed() < interval || !self.decisions.is_empty() || self.by_hand {
+            return Ok(());
+        }
+        self.reviewed_at = Instant::now();
+        self.drain()?;
+        let demand = self.demand(self.most_bytes());
+        match self.fold.reconsider_plan(demand) {
+            Ok(None) | Err(ProposalError::BelowMinimum(_)) => Ok(()),
+            Ok(Some(plan)) => {
+                let (budget_bytes, allotted_bytes) = {
+                    let status = self.live.status.lock();
+                    (status.budget_bytes, status.allotted_bytes)
+                };
+                tracing::info!(
+                    model = self.live.name,
+                    "another plan brings much more than the present one, by what was observed"
+                );
+                self.decide(What::Plan(Planned { budget_bytes, allotted_bytes, by_hand: false, plan }))
+            }
+            Err(ProposalError::Fold(error)) => Err(error.into()),
+        }
+    }
+
     /// Holds the fold to other limits. A plan that fits less than it was chosen for is still the best; and one that would be chosen
     /// again is no decision.
     fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
@@ -283,13 +335,13 @@ impl Driver {
             }
         }
         self.change(|driver| {
-            let plan = driver.fold.propose_plan(Some(most))?;
+            let plan = driver.fold.propose_plan(driver.demand(most))?;
             let mut status = driver.live.status.lock();
             if status.budget_bytes == budget_bytes && same_plan(&status.plan, &plan) {
                 status.allotted_bytes = Some(allotted_bytes);
                 return Ok(None);
             }
-            Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), plan })))
+            Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan })))
         })
     }
 
@@ -475,6 +527,10 @@ pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
             Command::Limits(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
                 answer_to(reply, Err(ChangeError::Failed(failure)));
+            }
+            Command::Frontier(reply) => {
+                let failure = live.status.lock().failure.clone().unwrap_or_default();
+                drop(reply.send(Err(ChangeError::Failed(failure))));
             }
             Command::Publish => {}
             Command::Stop | Command::Abandon => return,

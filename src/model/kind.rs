@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::fold::{BelowMinimum, Fold, FoldError};
+use crate::fold::{BelowMinimum, Fold, FoldError, ProposalError};
 use crate::stream::Schema;
 
 /// Why a model cannot be made as it was asked for.
@@ -28,28 +28,39 @@ pub enum SpecError {
     Fold(#[from] FoldError),
 }
 
+impl From<ProposalError> for SpecError {
+    fn from(error: ProposalError) -> Self {
+        match error {
+            ProposalError::BelowMinimum(error) => SpecError::BelowMinimum(error),
+            ProposalError::Fold(error) => SpecError::Fold(error),
+        }
+    }
+}
+
 /// A kind of model: how its settings and its stream become a fold.
 pub trait Kind: Send + Sync {
     /// The name that a spec's `kind` says.
     fn name(&self) -> &'static str;
 
-    /// The best plan for a budget in bytes (none: unconstrained), before anything is allocated; as [`Fold::propose_plan`] gives it.
-    fn propose_plan(
-        &self,
-        settings: &serde_json::Map<String, serde_json::Value>,
-        schema: &Schema,
-        queued_bytes: u64,
-        budget_bytes: Option<u64>,
-    ) -> Result<serde_json::Value, SpecError>;
+    /// The best plan for a budget in bytes (none: unconstrained), before anything is allocated that stays; as
+    /// [`Fold::propose_plan`] gives it.
+    fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<serde_json::Value, SpecError>;
 
-    /// A fold at the start of a stream of `schema`, under its smallest plan; the first decision gives it another.
-    /// `queued_bytes` is what the driver will hold of records, to be counted in the fold's plans.
-    fn build(
-        &self,
-        settings: &serde_json::Map<String, serde_json::Value>,
-        schema: &Schema,
-        queued_bytes: u64,
-    ) -> Result<Box<dyn Fold>, SpecError>;
+    /// A fold at the start of a stream, under its smallest plan; the first decision gives it another.
+    fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError>;
+}
+
+/// What a kind makes a fold from.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// What the spec says beside the common part.
+    pub settings: &'a serde_json::Map<String, serde_json::Value>,
+    /// Of the rows.
+    pub schema: &'a Schema,
+    /// What the driver will hold of records, to be counted in the fold's plans.
+    pub queued_bytes: u64,
+    /// Whether rows may be given away: the model has a skip policy.
+    pub may_skip: bool,
 }
 
 /// All kinds by name.

@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::spec::ModelSpec;
 use super::status::{Learned, Status};
-use crate::fold::{BelowMinimum, PlanError, Score, Sequence, Snapshot, Version};
+use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
 use crate::ledger::{Ledger, Part};
 use crate::metrics::{ModelFigures, RowFigures, ScoreFigures};
 use crate::stream::Stream;
@@ -35,6 +35,8 @@ pub enum Command {
     Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// Another learning rate; answered when it holds.
     LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
+    /// The frontier of the model's plans.
+    Frontier(oneshot::Sender<Result<serde_json::Value, ChangeError>>),
     /// Publish as soon as may be: somebody waits to see its own rows.
     Publish,
     /// Write a checkpoint and end.
@@ -78,6 +80,15 @@ pub enum ChangeError {
     /// The decision could not be written down; the process is ending.
     #[error("the decision could not be stored: {0}")]
     Storage(String),
+}
+
+impl From<ProposalError> for ChangeError {
+    fn from(error: ProposalError) -> Self {
+        match error {
+            ProposalError::BelowMinimum(error) => ChangeError::BelowMinimum(error),
+            ProposalError::Fold(error) => ChangeError::Failed(error.to_string()),
+        }
+    }
 }
 
 /// A live model; everybody holds it behind an `Arc`.
@@ -215,7 +226,12 @@ impl Live {
         self.ask(|reply| Command::LearningRate(learning_rate, reply)).await
     }
 
-    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Result<(), ChangeError>>) -> Command) -> Result<(), ChangeError> {
+    /// Every plan of the model that no other one beats in both bytes and what it brings.
+    pub async fn frontier(&self) -> Result<serde_json::Value, ChangeError> {
+        self.ask(Command::Frontier).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, ChangeError>>) -> Command) -> Result<T, ChangeError> {
         let (reply, answer) = oneshot::channel();
         let gone = || ChangeError::Gone(self.name.clone());
         self.commands.send(command(reply)).map_err(|_| gone())?;

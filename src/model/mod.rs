@@ -65,6 +65,8 @@ pub enum ModelError {
 /// How models are driven, from the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// How often a plan is looked at again; zero: never.
+    pub review_interval: Duration,
     /// The longest that readers see the same snapshot while rows are learned.
     pub publish_interval: Duration,
     /// Rows behind that a model may be before its overload policy acts, where its spec does not say.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::kind::{Kind, SpecError};
+use super::kind::{Given, Kind, SpecError};
 use crate::ferret::executor::Executor;
 use crate::ferret::pool::Pool;
+use crate::ferret::rate::Objective;
 use crate::ferret::trainer::{Recipe, Trainer, check_learning_rate};
-use crate::fold::Fold;
+use crate::fold::{BelowMinimum, Fold};
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
-use crate::stream::Schema;
 use crate::stream::schema::Target;
 
 /// What a spec of this kind says beside the common part.
@@ -39,16 +39,14 @@ pub struct NetworkKind {
     pub pool: Pool,
     /// Rows of a step where the spec does not say.
     pub step_rows: usize,
+    /// What counts in comparing plans.
+    pub objective: Objective,
 }
 
 impl NetworkKind {
     /// What a trainer of these settings is made of.
-    pub fn recipe(
-        &self,
-        settings: &serde_json::Map<String, serde_json::Value>,
-        schema: &Schema,
-        queued_bytes: u64,
-    ) -> Result<Recipe, SpecError> {
+    pub fn recipe(&self, given: Given<'_>) -> Result<Recipe, SpecError> {
+        let Given { settings, schema, queued_bytes, may_skip } = given;
         let settings: Settings = serde_json::from_value(settings.clone().into())
             .map_err(|error| SpecError::Settings(format!("kind `network`: {error}")))?;
         let target = schema.target.as_ref().ok_or_else(|| {
@@ -77,6 +75,8 @@ impl NetworkKind {
             step_rows,
             queued_bytes,
             threads,
+            may_omit: may_skip,
+            objective: self.objective,
         })
     }
 }
@@ -94,24 +94,18 @@ impl Kind for NetworkKind {
         "network"
     }
 
-    fn propose_plan(
-        &self,
-        settings: &serde_json::Map<String, serde_json::Value>,
-        schema: &Schema,
-        queued_bytes: u64,
-        budget_bytes: Option<u64>,
-    ) -> Result<serde_json::Value, SpecError> {
-        let recipe = self.recipe(settings, schema, queued_bytes)?;
-        Ok(serde_json::json!(recipe.planner().choose(0, budget_bytes)?))
+    fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<serde_json::Value, SpecError> {
+        let planner = self.recipe(given)?.planner();
+        let (budget_bytes, minimum_bytes) = (budget_bytes.unwrap_or(u64::MAX), planner.minimum(0).bytes.total());
+        if budget_bytes < minimum_bytes {
+            return Err(BelowMinimum { budget_bytes, minimum_bytes }.into());
+        }
+        let prospects = planner.prospects(planner.measure(&self.pool, budget_bytes)?);
+        Ok(serde_json::json!(planner.choose(0, budget_bytes, None, &prospects)?))
     }
 
-    fn build(
-        &self,
-        settings: &serde_json::Map<String, serde_json::Value>,
-        schema: &Schema,
-        queued_bytes: u64,
-    ) -> Result<Box<dyn Fold>, SpecError> {
-        let recipe = self.recipe(settings, schema, queued_bytes)?;
+    fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
+        let recipe = self.recipe(given)?;
         let plan = recipe.planner().minimum(0);
         Ok(Box::new(Trainer::new(recipe, plan, Executor::Threads(self.pool.clone()))?))
     }

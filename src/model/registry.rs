@@ -12,7 +12,7 @@ use super::begin::Begin;
 use super::budget::{Overcommitted, Shared};
 use super::checkpoint;
 use super::decision::{Decision, Planned, What};
-use super::kind::{Kinds, SpecError};
+use super::kind::{Given, Kinds, SpecError};
 use super::live::{ChangeError, Command, Live};
 use super::queue::queued_bytes_max;
 use super::share::Claim;
@@ -154,7 +154,8 @@ impl Models {
         let kind = self.kinds.get(&spec.kind)?;
         let queued_bytes = queued_bytes_max(&stream.schema);
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
-        let propose = |most_bytes: u64| kind.propose_plan(&spec.settings, &stream.schema, queued_bytes, Some(most_bytes));
+        let given = Given { settings: &spec.settings, schema: &stream.schema, queued_bytes, may_skip: spec.overload.may_skip() };
+        let propose = |most_bytes: u64| kind.propose_plan(given, Some(most_bytes));
         let minimum_bytes = match propose(0) {
             Err(SpecError::BelowMinimum(below)) => below.minimum_bytes,
             Err(error) => return Err(error.into()),
@@ -170,10 +171,11 @@ impl Models {
         let (others, allotted_bytes) = self.divide(&shared, Some(claim))?;
         self.follow(&others, None)?;
         let plan = propose(allotted_bytes)?;
-        let fold = kind.build(&spec.settings, &stream.schema, queued_bytes)?;
+        let fold = kind.build(given)?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let at = Version { epoch: 0, sequence: origin };
-        let first = Decision { at, what: What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), plan }) };
+        let planned = Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan };
+        let first = Decision { at, what: What::Plan(planned) };
         let record = Record { spec, origin, created };
         let bytes = serde_json::to_vec(&record).map_err(|error| ModelError::Inconsistent(error.to_string()))?;
         let put = Entry::PutModel { model: id, name: name.to_owned(), bytes };

@@ -112,6 +112,11 @@ impl Overload {
         Some(Window { rows: rows.max(keep), keep })
     }
 
+    /// Whether rows of the model may be given away.
+    pub fn may_skip(&self) -> bool {
+        matches!(self, Overload::LastN { .. })
+    }
+
     /// Whether a new model may have this policy; the reason where it may not.
     pub fn check(&self, rows_default: u64) -> Result<(), String> {
         let Overload::LastN { window_rows, keep_rows } = *self else { return Ok(()) };

@@ -3,12 +3,12 @@
 //! Their state is tensors in the shape of each parameter, owned by the trainer, so that it can be saved. Formulas are PyTorch's, step
 //! for step, and tests hold them to it.
 
-use candle_core::{CpuStorage, Error, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Error, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::element::Element;
 use super::kernel::{elementwise, gemm, vector};
-use super::layer::Gradient;
+use super::layer::{Gradient, Parameter};
 use super::tensor::{source, target};
 
 /// How gradients become updates.
@@ -104,6 +104,14 @@ impl Optimiser {
             Optimiser::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
             Optimiser::AdamW { .. } => 2,
         }
+    }
+
+    /// Those tensors of one parameter before the first update.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn initial_moments(&self, parameter: &Parameter) -> Result<Vec<Tensor>> {
+        (0..self.state_count()).map(|_| Tensor::zeros(parameter.shape.as_slice(), DType::F32, &Device::Cpu)).collect()
     }
 
     /// The names of those tensors.

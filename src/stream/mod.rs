@@ -3,6 +3,7 @@
 //! The way of a post is the order of the files: [`schema`] says what a row is, [`decode`] reads bytes into rows, [`record`] puts
 //! rows into the log's form, [`log`] makes them durable. [`Streams`] is the registry that the doors use.
 
+mod arrivals;
 pub mod decode;
 pub mod log;
 mod name;
@@ -15,6 +16,7 @@ use std::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Release},
 };
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};
@@ -24,6 +26,7 @@ use crate::fold::Sequence;
 use crate::limits;
 use crate::rows::Rows;
 
+use arrivals::Arrivals;
 use log::{Committed, Committer, Encoded, Entry, Key, Log, LogError};
 use record::{Envelope, Record, RecordError};
 
@@ -115,12 +118,19 @@ pub struct Stream {
     sleepers: Mutex<Vec<Sender<()>>>,
     /// Keys of posts that are not durable yet.
     in_flight: Mutex<BTreeSet<String>>,
+    /// How fast rows come.
+    arrivals: Mutex<Arrivals>,
 }
 
 impl Stream {
     /// The sequence number of the newest durable row; 0 before the first.
     pub fn head(&self) -> Sequence {
         self.head.load(Acquire)
+    }
+
+    /// Between the arrivals of two rows lately; none while too few have come.
+    pub fn row_interval(&self) -> Option<Duration> {
+        self.arrivals.lock().row_interval()
     }
 
     /// The oldest row that is kept and the newest; `(n + 1, n)` where none is kept.
@@ -161,6 +171,7 @@ impl Stream {
 
     fn advance(&self, last: Sequence) {
         self.head.fetch_max(last, Release);
+        self.arrivals.lock().note(self.head(), Instant::now());
         self.sleepers.lock().retain(|sleeper| !matches!(sleeper.try_send(()), Err(TrySendError::Disconnected(()))));
     }
 }
@@ -295,7 +306,16 @@ impl Streams {
 
 fn stream(id: u32, name: String, schema: Schema, log: Arc<dyn Log>) -> Result<Stream, LogError> {
     let head = AtomicU64::new(log.bounds(id)?.1);
-    Ok(Stream { id, name, schema, log, head, sleepers: Mutex::default(), in_flight: Mutex::default() })
+    Ok(Stream {
+        id,
+        name,
+        schema,
+        log,
+        head,
+        sleepers: Mutex::default(),
+        in_flight: Mutex::default(),
+        arrivals: Mutex::default(),
+    })
 }
 
 fn encode(stream: &Stream, rows: &Rows) -> Result<Vec<Encoded>, StreamError> {

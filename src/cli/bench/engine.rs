@@ -16,9 +16,10 @@ use serde::Serialize;
 use super::{autograd, median, pipeline, predict, service, time};
 use crate::cli::Failure;
 use crate::ferret::executor::Executor;
+use crate::ferret::plan::Publication;
 use crate::ferret::trainer::{Recipe, Trainer};
 use crate::fold::{Fold, Outcome, Step, Verdict};
-use crate::network::{Architecture, Loss, Network, Optimiser};
+use crate::network::{Architecture, Loss, Network};
 use crate::rows::{Block, Element, Rows, Target};
 
 /// What candle reads its number of threads from.
@@ -139,16 +140,8 @@ fn measure(case: &Case, quick: bool) -> Result<Measured, Failure> {
 
 /// A trainer whose steps run on the caller's thread, one after the other.
 fn trainer(network: Arc<Network>, step_rows: usize) -> Result<Trainer, Failure> {
-    let recipe = Recipe {
-        network,
-        optimiser: Optimiser::default(),
-        learning_rate: LEARNING_RATE,
-        seed: autograd::SEED,
-        step_rows,
-        queued_bytes: 0,
-        threads: 1,
-    };
-    let plan = recipe.planner().minimum(0);
+    let recipe = Recipe { learning_rate: LEARNING_RATE, seed: autograd::SEED, ..Recipe::new(network, step_rows, 1) };
+    let plan = recipe.planner().sequential(0, Publication::AtDrain);
     Ok(Trainer::new(recipe, plan, Executor::Filling)?)
 }
 

@@ -3,6 +3,7 @@
 mod autograd;
 mod engine;
 mod pipeline;
+mod planner;
 mod predict;
 mod service;
 
@@ -24,12 +25,15 @@ enum Command {
     /// The training step beside candle's autograd on one thread, pipelines beside independent replicas on all, and rows a second
     /// and queries of the whole service
     Engine(engine::Arguments),
+    /// The planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
+    Planner(planner::Arguments),
 }
 
 /// Runs a benchmark.
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Engine(arguments) => engine::run(&arguments),
+        Command::Planner(arguments) => planner::run(&arguments),
     }
 }
 

@@ -15,12 +15,12 @@ use super::engine::{LEARNING_RATE, random_rows};
 use super::median;
 use crate::cli::Failure;
 use crate::ferret::executor::Executor;
-use crate::ferret::plan::Plan;
+use crate::ferret::plan::{Plan, Publication};
 use crate::ferret::planner::Wish;
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer};
 use crate::fold::{Fold, Outcome, Step, Verdict};
-use crate::network::{Architecture, Loss, Network, Optimiser};
+use crate::network::{Architecture, Loss, Network};
 
 /// Blocks in which the sides take turns.
 const BLOCKS: usize = 12;
@@ -110,15 +110,7 @@ fn cases() -> Vec<Case> {
 fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure> {
     let network = Arc::new(Network::build(&case.architecture, case.input, 10, Loss::SoftmaxCrossEntropy, false)?);
     let layers = network.layers.len();
-    let recipe = Recipe {
-        network,
-        optimiser: Optimiser::default(),
-        learning_rate: LEARNING_RATE,
-        seed: 7,
-        step_rows: case.rows,
-        queued_bytes: 0,
-        threads,
-    };
+    let recipe = Recipe { learning_rate: LEARNING_RATE, seed: 7, ..Recipe::new(network, case.rows, threads) };
     let cut = case.cut;
     let plans = [
         ("1 stage, 1 worker", format!(r#"{{"stages":[{{"layers":{{"start":0,"end":{layers}}}}}]}}"#)),
@@ -139,7 +131,7 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
         planned.push(recipe.planner().complete(0, &serde_json::from_str::<Wish>(wish)?, u64::MAX)?);
     }
     let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
-    let sequential = || Trainer::new(recipe.clone(), recipe.planner().minimum(0), Executor::Filling);
+    let sequential = || Trainer::new(recipe.clone(), recipe.planner().sequential(0, Publication::AtDrain), Executor::Filling);
     let make = |side: usize| -> Result<Side, Failure> {
         Ok(match side.checked_sub(1).map(|plan| planned.get(plan)) {
             None => Side::Sequential(vec![sequential()?], Pool::new(threads, 0)?),

@@ -1,0 +1,411 @@
+//! What a step costs in time: measured once for a network on this machine, kept in the decision of its plan, never measured in
+//! replay. This is the only place of the trainer that reads the clock.
+//!
+//! The trial runs real steps over made-up rows, layer by layer on a compute thread, and holds no more than a model under its
+//! smallest plan does: where that plan recomputes, the trial does too. One more trial on all threads at once tells by how much they
+//! slow each other down, and a network of next to nothing what it costs to hand a task over.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use crossbeam::channel::unbounded;
+use rand_chacha::rand_core::RngCore;
+use serde::{Deserialize, Serialize};
+
+use super::executor::{Engine, Executor};
+use super::input;
+use super::pipeline::Pipeline;
+use super::plan::{Plan, StagePlan};
+use super::pool::Pool;
+use super::schedule::Task;
+use super::stage::{Counted, How, Kept, LayerState, Stage, StageGradients};
+use crate::fold::{FoldError, Step};
+use crate::ledger::{Ledger, Part};
+use crate::network::loss::loss;
+use crate::network::{Architecture, Loss, Network, Optimiser, deep_copy, random};
+use crate::rows::{Block, Element, Rows, Target};
+
+/// Runs of a trial, at least and at most, and the time in which more than the least are begun.
+const RUNS: std::ops::RangeInclusive<usize> = 5..=41;
+const TRIAL_SECONDS: f64 = 0.15;
+/// Runs that only warm up caches.
+const WARM_RUNS: usize = 2;
+/// Small enough to leave the trial's weights where they are.
+const LEARNING_RATE: f64 = 1e-6;
+/// Steps from which the cost of handing tasks over is taken, and the tasks of each.
+const HANDOVER_STEPS: u64 = 400;
+const HANDOVER_TASKS: u64 = 4;
+
+/// Times of one layer in a step of as many rows as the plan allows, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerTimes {
+    /// Of its forward.
+    pub forward: u64,
+    /// Of its backward.
+    pub backward: u64,
+    /// Of an update in place.
+    pub update: u64,
+    /// Of the copy that an update needs beside that while older versions are read.
+    pub copy: u64,
+}
+
+/// What a step costs, in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Rows of the steps that were measured.
+    pub step_rows: usize,
+    /// From rows to tensors.
+    pub admission: u64,
+    /// The loss and its gradient.
+    pub loss: u64,
+    /// Handing one task over.
+    pub handover: u64,
+    /// Compute threads that there were.
+    pub threads: usize,
+    /// How many times as long a step takes while all threads have one, in thousandths.
+    pub slowdown_thousandths: u64,
+    /// Of each layer.
+    pub layers: Vec<LayerTimes>,
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// The network.
+    pub network: Arc<Network>,
+    /// How it is trained.
+    pub optimiser: Optimiser,
+    /// Rows of a step.
+    pub step_rows: usize,
+    /// The recomputed segments of its smallest plan.
+    pub recompute: Vec<usize>,
+}
+
+impl Trial {
+    /// Measures; `at_once` trials fit into the budget at once.
+    ///
+    /// # Errors
+    /// A kernel failed.
+    pub fn run(&self, pool: &Pool, at_once: usize) -> Result<Profile, FoldError> {
+        let alone = self.on_threads(pool, 1)?.pop().unwrap_or_default();
+        let count = pool.threads().min(at_once);
+        let slowdown = if count > 1 {
+            let together: Vec<u64> = self.on_threads(pool, count)?.iter().map(Profile::step).collect();
+            median(together) * 1000 / alone.step().max(1)
+        } else {
+            1000
+        };
+        let handover = handover(pool)?;
+        Ok(Profile {
+            threads: pool.threads(),
+            slowdown_thousandths: slowdown.clamp(1000, 1000 * count as u64),
+            handover,
+            ..alone
+        })
+    }
+
+    fn on_threads(&self, pool: &Pool, count: usize) -> Result<Vec<Profile>, FoldError> {
+        let (tell, told) = unbounded();
+        for _ in 0..count {
+            let (trial, tell) = (self.clone(), tell.clone());
+            pool.spawn(move || drop(tell.send(trial.measure())));
+        }
+        drop(tell);
+        let measured = told.iter().collect::<Result<Vec<_>, _>>()?;
+        if measured.len() == count { Ok(measured) } else { Err(FoldError::Panicked("a trial of the network".into())) }
+    }
+
+    /// Medians of several runs on this thread.
+    fn measure(&self) -> Result<Profile, FoldError> {
+        let ledger = Ledger::default();
+        let mut bench = Bench::new(self, &ledger)?;
+        let mut runs: Vec<Profile> = Vec::new();
+        let mut began = Instant::now();
+        for run in 0..WARM_RUNS + RUNS.end() {
+            let measured = bench.step()?;
+            if run < WARM_RUNS {
+                began = Instant::now();
+                continue;
+            }
+            runs.push(measured);
+            if runs.len() >= *RUNS.start() && began.elapsed().as_secs_f64() > TRIAL_SECONDS {
+                break;
+            }
+        }
+        let of = |figure: &dyn Fn(&Profile) -> u64| median(runs.iter().map(figure).collect());
+        let layers = (0..self.network.layers.len()).map(|layer| LayerTimes {
+            forward: of(&|run| run.layers[layer].forward),
+            backward: of(&|run| run.layers[layer].backward),
+            update: of(&|run| run.layers[layer].update),
+            copy: of(&|run| run.layers[layer].copy),
+        });
+        let (admission, loss) = (of(&|run| run.admission), of(&|run| run.loss));
+        Ok(Profile { step_rows: self.step_rows, admission, loss, layers: layers.collect(), ..Profile::default() })
+    }
+}
+
+impl Profile {
+    /// A whole step one task after the other, nothing handed over.
+    fn step(&self) -> u64 {
+        let layers = self.layers.iter().map(|layer| layer.forward + layer.backward + layer.update);
+        self.admission + self.loss + layers.sum::<u64>()
+    }
+}
+
+/// What one trial works on.
+struct Bench<'a> {
+    network: &'a Network,
+    optimiser: Optimiser,
+    ledger: &'a Ledger,
+    rows: Rows,
+    /// Each layer as a stage of its own.
+    plans: Vec<StagePlan>,
+    /// The recomputed segments.
+    whole: StagePlan,
+    states: Vec<Vec<LayerState>>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(trial: &'a Trial, ledger: &'a Ledger) -> Result<Bench<'a>, FoldError> {
+        let network = &*trial.network;
+        let mut states = Vec::with_capacity(network.layers.len());
+        for (weights, layer) in network.initial_weights(0)?.into_iter().zip(&network.layers) {
+            let moments = layer.parameters().into_iter().map(|parameter| trial.optimiser.initial_moments(&parameter));
+            let moments = moments.collect::<candle_core::Result<_>>()?;
+            states.push(vec![LayerState::new(weights, moments, 0, ledger)]);
+        }
+        let layers = network.layers.len();
+        Ok(Bench {
+            network,
+            optimiser: trial.optimiser,
+            ledger,
+            rows: made_up(network, trial.step_rows),
+            plans: (0..layers).map(|layer| StagePlan::whole(layer..layer + 1)).collect(),
+            whole: StagePlan { recompute: trial.recompute.clone(), ..StagePlan::whole(0..layers) },
+            states,
+        })
+    }
+
+    /// One step with the time of each of its parts.
+    fn step(&mut self) -> Result<Profile, FoldError> {
+        let layers = self.network.layers.len();
+        let mut times = Profile { layers: vec![LayerTimes::default(); layers], ..Profile::default() };
+        let began = Instant::now();
+        let targets = input::targets(&self.rows)?;
+        let features = input::features(&self.rows, &self.network.input_shape)?;
+        if self.network.observes() {
+            let mut advanced = self.states[0][0].weights().tensors().to_vec();
+            self.network.observe(&mut advanced, &features)?;
+        }
+        let mut at = Counted::new(features, Part::Activations, self.ledger);
+        times.admission = nanoseconds(began);
+        let (mut inputs, mut kept) = (Vec::new(), Vec::with_capacity(layers));
+        if self.whole.recompute.is_empty() {
+            at = self.forward(0..layers, at, Some(&mut kept), &mut times)?;
+        }
+        for segment in self.whole.segments() {
+            inputs.push(at.clone());
+            at = self.forward(segment, at, None, &mut times)?;
+        }
+        let began = Instant::now();
+        let evaluated = loss(self.network.loss, &at.tensor, &targets, None)?;
+        drop(at);
+        let mut gradient = Some(Counted::new(evaluated.gradient, Part::Gradients, self.ledger));
+        times.loss = nanoseconds(began);
+        let mut gathered = Vec::with_capacity(layers);
+        for (segment, input) in self.whole.segments().zip(inputs).collect::<Vec<_>>().into_iter().rev() {
+            drop(self.forward(segment, input, Some(&mut kept), &mut times)?);
+            gradient = self.backward(&mut kept, gradient, &mut gathered, &mut times)?;
+        }
+        self.backward(&mut kept, gradient, &mut gathered, &mut times)?;
+        self.update(gathered, &mut times)?;
+        Ok(times)
+    }
+
+    fn stage(&self, layer: usize) -> Stage<'_> {
+        Stage { network: self.network, plan: &self.plans[layer], ledger: self.ledger }
+    }
+
+    /// Goes through layers; `kept` takes what their backwards need, where there will be any.
+    fn forward(
+        &self,
+        layers: std::ops::Range<usize>,
+        mut at: Counted,
+        mut kept: Option<&mut Vec<(usize, Kept)>>,
+        times: &mut Profile,
+    ) -> Result<Counted, FoldError> {
+        for layer in layers {
+            let versions = vec![self.states[layer][0].weights().clone()];
+            let began = Instant::now();
+            let (output, left) = self.stage(layer).forward(versions, at, kept.is_some())?;
+            // Where the layers are gone through twice, this keeps the second time.
+            times.layers[layer].forward = nanoseconds(began);
+            if let (Some(kept), Some(left)) = (&mut kept, left) {
+                kept.push((layer, left));
+            }
+            at = output;
+        }
+        Ok(at)
+    }
+
+    fn backward(
+        &self,
+        kept: &mut Vec<(usize, Kept)>,
+        mut gradient: Option<Counted>,
+        gathered: &mut Vec<(usize, StageGradients)>,
+        times: &mut Profile,
+    ) -> Result<Option<Counted>, FoldError> {
+        let lowest = self.network.first_learning_layer();
+        while let Some((layer, left)) = kept.pop() {
+            let Some(above) = gradient.take_if(|_| layer >= lowest) else { continue };
+            let began = Instant::now();
+            let (below, gradients) = self.stage(layer).backward(left, above, layer > lowest)?;
+            gradients.are_finite()?;
+            times.layers[layer].backward = nanoseconds(began);
+            gradient = below;
+            gathered.push((layer, gradients));
+        }
+        Ok(gradient)
+    }
+
+    fn update(&mut self, gathered: Vec<(usize, StageGradients)>, times: &mut Profile) -> Result<(), FoldError> {
+        for (layer, gradients) in gathered {
+            let stage = Stage { network: self.network, plan: &self.plans[layer], ledger: self.ledger };
+            let how = How { optimiser: &self.optimiser, learning_rate: LEARNING_RATE, superseded: Part::Snapshots };
+            let began = Instant::now();
+            stage.update(&mut self.states[layer], gradients, how)?;
+            times.layers[layer].update = nanoseconds(began);
+            let began = Instant::now();
+            let weights = self.states[layer][0].weights().tensors();
+            let copies = weights.iter().map(deep_copy).collect::<candle_core::Result<Vec<_>>>()?;
+            drop(copies);
+            times.layers[layer].copy = nanoseconds(began);
+        }
+        Ok(())
+    }
+}
+
+/// What handing one task over costs: a step of a network of next to nothing, divided by its tasks.
+fn handover(pool: &Pool) -> Result<u64, FoldError> {
+    let network = Network::build(&Architecture::Linear { standardise: Some(false) }, &[1], 1, Loss::MeanSquaredError, false)
+        .map_err(|error| FoldError::Contract(error.to_string()))?;
+    let rows = made_up(&network, 1);
+    let plan = Plan::bare(0, vec![StagePlan::whole(0..network.layers.len())], 1, 1);
+    let (optimiser, ledger) = (Optimiser::default(), Ledger::default());
+    let pipeline = Pipeline::new(Arc::new(network), optimiser, LEARNING_RATE, plan, 0, ledger)?;
+    let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
+    let mut outcomes = Vec::new();
+    let mut steps = |count: u64| {
+        let began = Instant::now();
+        for number in 0..count {
+            engine.apply(Step { first: 1 + number, rows: rows.clone() }, &mut outcomes)?;
+        }
+        engine.drain(&mut outcomes)?;
+        Ok::<_, FoldError>(nanoseconds(began))
+    };
+    steps(HANDOVER_STEPS / 4)?;
+    Ok(steps(HANDOVER_STEPS)? / (HANDOVER_STEPS * HANDOVER_TASKS))
+}
+
+/// Rows of uniform features and any labels, always the same ones.
+pub fn made_up(network: &Network, count: usize) -> Rows {
+    let mut generator = random::stream(1, 0, "made-up rows");
+    let width: usize = network.input_shape.iter().product();
+    let bytes: Bytes = (0..width * count).flat_map(|_| random::uniform(&mut generator).to_le_bytes()).collect();
+    let target = match network.loss {
+        Loss::SoftmaxCrossEntropy => {
+            let classes = network.outputs.max(1) as u32;
+            Target::Classes((0..count).map(|_| generator.next_u32() % classes).collect())
+        }
+        Loss::MeanSquaredError => Target::Values((0..count).map(|_| random::uniform(&mut generator)).collect()),
+    };
+    let block = Block { element: Element::F32, width, bytes };
+    Rows { count, blocks: vec![block], target: Some(target), ..Rows::default() }
+}
+
+/// Newest times of each kind of task that are kept, and with fewer than which no median is told.
+const OBSERVED: usize = 33;
+const OBSERVED_LEAST: usize = 16;
+
+/// How long the newest tasks under a plan took.
+#[derive(Clone, Debug)]
+pub struct Observed(Vec<[VecDeque<u64>; 3]>);
+
+impl Observed {
+    /// Of a plan of so many stages, under which none has run.
+    pub fn new(stages: usize) -> Observed {
+        Observed(std::iter::repeat_with(Default::default).take(stages).collect())
+    }
+
+    /// Notes what a task took.
+    pub fn note(&mut self, task: Task, nanoseconds: u64) {
+        let times = match task {
+            Task::Admit => return,
+            Task::Forward { stage, .. } => &mut self.0[stage][0],
+            Task::Backward { stage, .. } => &mut self.0[stage][1],
+            Task::Update { stage, .. } => &mut self.0[stage][2],
+        };
+        if times.len() == OBSERVED {
+            times.pop_front();
+        }
+        times.push_back(nanoseconds);
+    }
+
+    /// Of a stage's forwards, backwards and updates, once enough of each have run.
+    pub fn medians(&self, stage: usize) -> Option<[u64; 3]> {
+        let times = &self.0[stage];
+        let enough = times.iter().all(|times| times.len() >= OBSERVED_LEAST);
+        enough.then(|| [0, 1, 2].map(|task: usize| median(times[task].iter().copied().collect())))
+    }
+}
+
+/// Does something, and tells how many nanoseconds it took.
+pub fn timed<T>(what: impl FnOnce() -> T) -> (T, u64) {
+    let began = Instant::now();
+    let done = what();
+    (done, nanoseconds(began))
+}
+
+fn nanoseconds(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn median(mut figures: Vec<u64>) -> u64 {
+    figures.sort_unstable();
+    figures.get(figures.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(architecture: &str, shape: &[usize], recompute: Vec<usize>) -> Trial {
+        let architecture: Architecture = serde_json::from_str(architecture).unwrap();
+        let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
+        Trial { network, optimiser: Optimiser::default(), step_rows: 4, recompute }
+    }
+
+    #[test]
+    fn every_layer_that_learns_is_measured_whether_recomputed_or_not() {
+        let pool = Pool::new(2, 0).unwrap();
+        for recompute in [vec![], vec![0, 3]] {
+            let trial = trial(r#"{"architecture":"convnet"}"#, &[3, 32, 32], recompute);
+            let profile = trial.run(&pool, 2).unwrap();
+            assert_eq!((profile.step_rows, profile.threads, profile.layers.len()), (4, 2, trial.network.layers.len()));
+            assert!((1000..=2000).contains(&profile.slowdown_thousandths) && profile.handover > 0, "{profile:?}");
+            for (layer, times) in trial.network.layers.iter().zip(&profile.layers) {
+                assert!(times.forward > 0 && times.backward > 0, "{}: {times:?}", layer.name());
+                assert!(layer.parameters().is_empty() || times.update > 0, "{}: {times:?}", layer.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_trial_holds_no_more_than_its_budget_says() {
+        let pool = Pool::new(2, 0).unwrap();
+        let profile = trial(r#"{"architecture":"linear","standardise":true}"#, &[3], vec![]).run(&pool, 1).unwrap();
+        assert_eq!(profile.slowdown_thousandths, 1000);
+    }
+}
