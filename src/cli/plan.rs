@@ -26,6 +26,7 @@ use crate::model::kind::Given;
 use crate::model::network::NetworkKind;
 use crate::model::queued_bytes_max;
 use crate::model::spec::ModelSpec;
+use crate::rows::Rows;
 use crate::stream::Schema;
 
 /// Flags of `plan`.
@@ -92,26 +93,26 @@ pub(super) struct Tried {
 }
 
 pub(super) fn attempt(recipe: &Recipe, plan: &Plan, steps: u64) -> Result<Tried, Failure> {
+    let rows = made_up(&recipe.network, recipe.step_rows);
     // The packing space that a thread keeps for good comes before the measurement: it belongs to the process.
     let small = recipe.planner().minimum(0);
-    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, recipe, 1, Publication::AtDrain)?;
+    train(&mut Trainer::new(recipe.clone(), small, Executor::Filling)?, &rows, 1, Publication::AtDrain)?;
     let before = allocator::live_bytes();
     allocator::reset_peak();
     let mut trainer = Trainer::new(recipe.clone(), plan.clone(), Executor::Filling)?;
-    train(&mut trainer, recipe, steps, plan.publication)?;
+    train(&mut trainer, &rows, steps, plan.publication)?;
     let allocator = allocator::peak_bytes() - before;
     let parts = Part::ALL.into_iter().map(|part| trainer.ledger().part_high_water(part)).collect();
     Ok(Tried { parts, ledger: trainer.ledger().high_water(), allocator, outline: trainer.outline() })
 }
 
 /// Trains on made-up rows, with a reader that holds as many snapshots as the plan lets it.
-fn train(trainer: &mut Trainer, recipe: &Recipe, steps: u64, publication: Publication) -> Result<(), Failure> {
-    let (step_rows, rows) = (recipe.step_rows, made_up(&recipe.network, recipe.step_rows));
+fn train(trainer: &mut Trainer, rows: &Rows, steps: u64, publication: Publication) -> Result<(), Failure> {
     let (mut outcomes, mut held) = (Vec::new(), Vec::new());
     // Far enough apart that a snapshot's versions have left the window.
     let between = (steps / 4).max(1);
     for number in 0..steps {
-        trainer.apply(Step { first: 1 + number * step_rows as u64, rows: rows.clone() }, &mut outcomes)?;
+        trainer.apply(Step { first: 1 + number * rows.count as u64, rows: rows.clone() }, &mut outcomes)?;
         held.extend(trainer.snapshot()?);
         if number % between == between - 1 {
             if held.len() >= publication.copies() {

@@ -14,7 +14,7 @@
 //! * each way round that a version goes, divided by the steps that may be on it: stage j's version is read by a forward, which
 //!   has to come up to the loss and down again before it becomes part of the version that lag(j) steps later reads;
 //! * the whole way of a step, divided by the steps in flight;
-//! * the updates of one stage, which come one after the other.
+//! * the backwards and updates of one stage, of which each worker has one at a time, and its updates, which come one after the other.
 //!
 //! While several threads work, each is slower by what the profile has measured. A plan that publishes with nothing in flight stops
 //! once each publication until the pipeline is empty.
@@ -126,7 +126,9 @@ impl Rates<'_> {
             down += stage.backward;
             round += stage.forward + stage.backward / stage.every;
             let (lag, update) = (plan.lag(number) as f64, stage.update / stage.every);
-            period = period.max((round + update) / lag).max(update);
+            // A backward waits for the update by the step that many workers before it.
+            let turn = (stage.backward / stage.every + update) / plan.workers as f64;
+            period = period.max((round + update) / lag).max(turn).max(update);
             latencies[number] = admission + up + down + stage.update;
         }
         let whole = admission + round + stages.first().map_or(0.0, |lowest| lowest.update / lowest.every);

@@ -149,12 +149,13 @@ fn measure(case: &Case, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
     }
     let random = random_plans(&planner)?;
     let all: Vec<Plan> = chosen.iter().chain(&random).cloned().collect();
+    // Before other threads come and go: the allocator sees the whole process.
+    let tried = chosen.iter().map(|plan| attempt(&recipe, plan, 64)).collect::<Result<Vec<_>, _>>()?;
     let rates = rates(&recipe, &all, case, if quick { 0.15 } else { 0.6 })?;
     let value = |plan: &Plan| planner.rates(&prospects.profile).of(plan).value;
     let mut rows = Vec::with_capacity(BUDGETS);
     for (&budget_bytes, &number) in budgets.iter().zip(&of_budget) {
         let plan = &chosen[number];
-        let tried = attempt(&recipe, plan, 64)?;
         let worth = |side: usize| rates[side] * value(&all[side]);
         let fits = (chosen.len()..all.len()).filter(|&side| all[side].bytes.total() <= budget_bytes);
         let best_random = fits.map(|side| worth(side) / worth(number)).max_by(f64::total_cmp);
@@ -162,8 +163,8 @@ fn measure(case: &Case, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
         rows.push(AtBudget {
             budget_bytes,
             planned_bytes: plan.bytes.total(),
-            ledger_bytes: tried.ledger,
-            allocator_bytes: tried.allocator,
+            ledger_bytes: tried[number].ledger,
+            allocator_bytes: tried[number].allocator,
             plan: plan.outline(),
             reckoned: 1e9 / planner.rates(&prospects.profile).of(plan).period,
             measured: rates[number],
