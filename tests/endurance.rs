@@ -10,7 +10,7 @@ use mustela::ferret::plan::{Publication, StagePlan};
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
 use mustela::fold::{Fold, Step, Verdict};
-use mustela::network::{Architecture, Loss, Network, Optimiser};
+use mustela::network::{Architecture, Loss, Network};
 use mustela::rows::{Block, Element, Rows, Target};
 
 #[global_allocator]
@@ -39,15 +39,7 @@ fn a_million_steps() {
         Loss::SoftmaxCrossEntropy,
         false,
     );
-    let recipe = Recipe {
-        network: Arc::new(network.unwrap()),
-        optimiser: Optimiser::default(),
-        learning_rate: 0.01,
-        seed: 1,
-        step_rows: 1,
-        queued_bytes: 0,
-        threads: 2,
-    };
+    let recipe = Recipe { learning_rate: 0.01, seed: 1, ..Recipe::new(Arc::new(network.unwrap()), 1, 2) };
     // Linear and ReLU each, and the last linear layer.
     let stages = (0..6).map(|stage| StagePlan::whole(2 * stage..(2 * stage + 2).min(11))).collect();
     let plan = recipe.planner().plan(0, stages, 1, Publication::Continuous);

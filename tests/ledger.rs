@@ -37,7 +37,7 @@ struct Case {
     input: Vec<usize>,
     optimiser: Optimiser,
     step_rows: usize,
-    /// Within the budget of the smallest plan, or unconstrained.
+    /// Published at drains, or while steps are in flight.
     constrained: bool,
 }
 
@@ -53,11 +53,9 @@ fn check(case: Case, pool: &Pool) {
     let width = input.iter().product();
     let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
     let rows = rows(width, step_rows);
-    let recipe =
-        Recipe { network: Arc::new(network), optimiser, learning_rate: 0.01, seed: 1, step_rows, queued_bytes: 0, threads: 1 };
-    let minimum = recipe.planner().minimum(0);
-    let budget = constrained.then(|| minimum.bytes.total());
-    let plan = recipe.planner().choose(0, budget).unwrap();
+    let recipe = Recipe { optimiser, learning_rate: 0.01, seed: 1, ..Recipe::new(Arc::new(network), step_rows, 1) };
+    let publication = if constrained { Publication::AtDrain } else { Publication::Continuous };
+    let plan = recipe.planner().sequential(0, publication);
 
     let before = allocator::live_bytes();
     allocator::reset_peak();
@@ -84,7 +82,7 @@ fn check(case: Case, pool: &Pool) {
     println!("{name}: planned {planned}, ledger {high_water}, allocator {peak}");
     agree(&format!("{name}: ledger's and allocator's high-water marks"), peak, high_water);
     assert!(high_water <= planned, "{name}: the ledger's high-water mark {high_water} is over the plan's {planned}");
-    assert!(peak <= budget.unwrap_or(planned), "{name}: the allocator's high-water mark {peak} is over {planned}");
+    assert!(peak <= planned, "{name}: the allocator's high-water mark {peak} is over {planned}");
     if constrained {
         agree(&format!("{name}: planned and measured"), planned, peak);
     }
@@ -109,7 +107,7 @@ fn check_piped(piped: Piped) {
     let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
     let rows = rows(width, step_rows);
     let (network, learning_rate) = (Arc::new(network), 0.01);
-    let recipe = Recipe { network, optimiser, learning_rate, seed: 1, step_rows, queued_bytes: 0, threads: 1 };
+    let recipe = Recipe { optimiser, learning_rate, seed: 1, ..Recipe::new(network, step_rows, 1) };
     let plan = recipe.planner().complete(0, &serde_json::from_str(wish).unwrap(), u64::MAX).unwrap();
 
     let before = allocator::live_bytes();
@@ -148,7 +146,7 @@ fn warm_up(executor: Executor) {
     let architecture = Architecture::ConvNet { standardise: Some(false) };
     let network = Arc::new(Network::build(&architecture, &[3, 32, 32], 10, Loss::SoftmaxCrossEntropy, false).unwrap());
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
-    let recipe = Recipe { network, optimiser, learning_rate: 0.01, seed: 1, step_rows: 64, queued_bytes: 0, threads: 1 };
+    let recipe = Recipe { optimiser, learning_rate: 0.01, seed: 1, ..Recipe::new(network, 64, 1) };
     let plan = recipe.planner().minimum(0);
     let mut trainer = Trainer::new(recipe, plan, executor).unwrap();
     let mut outcomes = Vec::new();

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use mustela::cli::serve::Service;
 use mustela::disk::FileSystem;
-use mustela::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step};
+use mustela::fold::{
+    BelowMinimum, Change, Demand, Fold, FoldError, Outcome, Predictions, ProposalError, Snapshot, State, StateRef, Step,
+};
 use mustela::ledger::Ledger;
-use mustela::model::kind::{Kind, Kinds, SpecError};
+use mustela::model::kind::{Given, Kind, Kinds, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
-use mustela::stream::Schema;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use support::{Answer, Client, Running, points, points_model, points_schema};
+use support::{Answer, Client, ONE_THREAD, Running, points, points_model, points_schema};
 
 const DOOR: &str = "/v1/memory-budget";
 /// What the default configuration keeps back.
@@ -68,7 +69,7 @@ async fn hashes(folder: &tempfile::TempDir) -> (Value, Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_of_models_shift_bytes_and_no_weight_of_a_network() {
     let folder = tempfile::tempdir().unwrap();
-    let running = two(&folder, &[]).await;
+    let running = two(&folder, &[ONE_THREAD]).await;
     let client = &running.client;
     let at_first = memory(client).await;
     let (minimum, best) = (bytes(&at_first, "a", "minimum_bytes"), bytes(&at_first, "a", "planned_bytes"));
@@ -121,7 +122,7 @@ async fn weights_of_models_shift_bytes_and_no_weight_of_a_network() {
     let (a, b) = hashes(&folder).await;
     assert_eq!(a, b);
     let other = tempfile::tempdir().unwrap();
-    let undisturbed = two(&other, &[]).await;
+    let undisturbed = two(&other, &[ONE_THREAD]).await;
     post(&undisturbed.client, 0..20).await;
     undisturbed.client.settled("a").await;
     undisturbed.client.settled("b").await;
@@ -284,17 +285,11 @@ impl Kind for Elastic {
     fn name(&self) -> &'static str {
         "elastic"
     }
-    fn propose_plan(
-        &self,
-        _: &serde_json::Map<String, Value>,
-        _: &Schema,
-        _: u64,
-        budget_bytes: Option<u64>,
-    ) -> Result<Value, SpecError> {
+    fn propose_plan(&self, _: Given<'_>, budget_bytes: Option<u64>) -> Result<Value, SpecError> {
         Ok(stretch(budget_bytes)?)
     }
-    fn build(&self, settings: &serde_json::Map<String, Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
-        let tag = settings["tag"].as_str().unwrap().to_owned();
+    fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
+        let tag = given.settings["tag"].as_str().unwrap().to_owned();
         Ok(Box::new(Stretched { kind: self.clone(), tag, bytes: 100, ledger: Ledger::default() }))
     }
 }
@@ -306,8 +301,8 @@ impl Fold for Stretched {
     fn drain(&mut self, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
         Ok(())
     }
-    fn propose_plan(&self, budget_bytes: Option<u64>) -> Result<Value, BelowMinimum> {
-        stretch(budget_bytes)
+    fn propose_plan(&mut self, demand: Demand) -> Result<Value, ProposalError> {
+        Ok(stretch(demand.budget_bytes)?)
     }
     fn check(&self, _: &Change) -> Result<(), String> {
         Ok(())

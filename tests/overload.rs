@@ -10,16 +10,16 @@ use std::time::Duration;
 use mustela::cli::serve::Service;
 use mustela::disk::FileSystem;
 use mustela::fold::{
-    BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Score, Sequence, Snapshot, State, StateRef, Step, Verdict,
+    Change, Demand, Fold, FoldError, Outcome, Predictions, ProposalError, Score, Sequence, Snapshot, State, StateRef, Step,
+    Verdict,
 };
 use mustela::ledger::Ledger;
-use mustela::model::kind::{Kind, Kinds, SpecError};
+use mustela::model::kind::{Given, Kind, Kinds, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
-use mustela::stream::Schema;
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
-use support::{Client, Process, Running, points, points_model, points_schema};
+use support::{Client, ONE_THREAD, Process, Running, points, points_model, points_schema};
 
 /// A points model that holds at most 100 waiting rows, and keeps the newest 40 of more.
 fn skipping(stream: &str) -> Value {
@@ -42,7 +42,7 @@ const KILL: usize = 6;
 
 /// The state's hash, the counters and the scores of `m` after all posts, with a kill -9 in between where `kill` says so.
 async fn run(folder: &Path, interval_rows: &str, kill: bool) -> (Value, Value, Value) {
-    let settings = [("checkpoint.interval_rows", interval_rows)];
+    let settings = [("checkpoint.interval_rows", interval_rows), ONE_THREAD];
     let mut process = Process::start(folder, &settings);
     process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
     process.client.put("/v1/models/m", &skipping("points")).await.expect(201);
@@ -80,7 +80,7 @@ async fn skips_are_replayed_to_the_bit_and_teach_nothing() {
 
     // A model that is given exactly the rows that were kept, by the same posts, is the same model.
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[]).await;
+    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
     running.client.put("/v1/streams/kept", &points_schema()).await.expect(201);
     running.client.put("/v1/models/m", &points_model("kept")).await.expect(201);
     let mut first = 0;
@@ -151,11 +151,11 @@ impl Kind for Gate {
         "gated"
     }
 
-    fn propose_plan(&self, _: &serde_json::Map<String, Value>, _: &Schema, _: u64, _: Option<u64>) -> Result<Value, SpecError> {
+    fn propose_plan(&self, _: Given<'_>, _: Option<u64>) -> Result<Value, SpecError> {
         Ok(json!({}))
     }
 
-    fn build(&self, _: &serde_json::Map<String, Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
+    fn build(&self, _: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
         Ok(Box::new(Gated { gate: self.clone(), ledger: Ledger::default(), ordinal: 0 }))
     }
 }
@@ -173,7 +173,7 @@ impl Fold for Gated {
     fn drain(&mut self, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
         Ok(())
     }
-    fn propose_plan(&self, _: Option<u64>) -> Result<Value, BelowMinimum> {
+    fn propose_plan(&mut self, _: Demand) -> Result<Value, ProposalError> {
         Ok(json!({}))
     }
     fn check(&self, _: &Change) -> Result<(), String> {

@@ -189,15 +189,7 @@ fn recipe(case: &Case) -> Recipe {
 fn recipe_of(architecture: usize, optimiser: usize, seed: u64, step_rows: usize) -> Recipe {
     let (architecture, input) = &architectures()[architecture];
     let network = Network::build(architecture, input, CLASSES, Loss::SoftmaxCrossEntropy, false).unwrap();
-    Recipe {
-        network: Arc::new(network),
-        optimiser: optimisers()[optimiser],
-        learning_rate: 0.05,
-        seed,
-        step_rows,
-        queued_bytes: 0,
-        threads: 3,
-    }
+    Recipe { optimiser: optimisers()[optimiser], learning_rate: 0.05, seed, ..Recipe::new(Arc::new(network), step_rows, 3) }
 }
 
 /// The state as a file would keep it.
@@ -354,7 +346,7 @@ fn after_a_large_row(seed: u64, value: f32, executor: Executor) -> (Verdict, [bo
     let architecture = Architecture::Mlp { hidden: vec![2], standardise: Some(false) };
     let network = Network::build(&architecture, &[1], 1, Loss::MeanSquaredError, false).unwrap();
     let (network, optimiser) = (Arc::new(network), optimisers()[0]);
-    let recipe = Recipe { network, optimiser, learning_rate: 1e-30, seed, step_rows: 1, queued_bytes: 0, threads: 2 };
+    let recipe = Recipe { optimiser, learning_rate: 1e-30, seed, ..Recipe::new(network, 1, 2) };
     let stages = vec![StagePlan::whole(0..2), StagePlan::whole(2..3)];
     let plan = recipe.planner().plan(0, stages, 1, Publication::Continuous);
     let mut trainer = Trainer::new(recipe, plan, executor).unwrap();

@@ -25,6 +25,8 @@ async fn create(client: &Client) {
     let mut model = points_model("points");
     model["optimiser"] = json!({ "type": "adamw" });
     client.put("/v1/models/m", &model).await.expect(201);
+    // What the planner chooses depends on the threads and on what it measured.
+    client.put("/v1/models/m/plan", &json!({ "stages": [{ "layers": { "start": 0, "end": 4 } }] })).await.expect(200);
 }
 
 async fn post(client: &Client, batches: std::ops::Range<usize>) {

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use mustela::cli::serve::Service;
 use mustela::disk::FileSystem;
-use mustela::fold::{BelowMinimum, Change, Fold, FoldError, Outcome, Predictions, Snapshot, State, StateRef, Step};
+use mustela::fold::{Change, Demand, Fold, FoldError, Outcome, Predictions, ProposalError, Snapshot, State, StateRef, Step};
 use mustela::ledger::Ledger;
-use mustela::model::kind::{Kind, Kinds, SpecError};
+use mustela::model::kind::{Given, Kind, Kinds, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
-use mustela::stream::Schema;
 use serde_json::json;
 use support::{Client, Running, points, points_model, points_schema};
 
@@ -35,17 +34,11 @@ impl Kind for Frozen {
         "frozen"
     }
 
-    fn propose_plan(
-        &self,
-        _: &serde_json::Map<String, serde_json::Value>,
-        _: &Schema,
-        _: u64,
-        _: Option<u64>,
-    ) -> Result<serde_json::Value, SpecError> {
+    fn propose_plan(&self, _: Given<'_>, _: Option<u64>) -> Result<serde_json::Value, SpecError> {
         Ok(json!({}))
     }
 
-    fn build(&self, _: &serde_json::Map<String, serde_json::Value>, _: &Schema, _: u64) -> Result<Box<dyn Fold>, SpecError> {
+    fn build(&self, _: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
         Ok(Box::new(Stuck(Ledger::default())))
     }
 }
@@ -59,7 +52,7 @@ impl Fold for Stuck {
     fn drain(&mut self, _: &mut Vec<Outcome>) -> Result<(), FoldError> {
         Ok(())
     }
-    fn propose_plan(&self, _: Option<u64>) -> Result<serde_json::Value, BelowMinimum> {
+    fn propose_plan(&mut self, _: Demand) -> Result<serde_json::Value, ProposalError> {
         Ok(json!({}))
     }
     fn check(&self, _: &Change) -> Result<(), String> {

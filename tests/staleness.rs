@@ -88,7 +88,7 @@ fn recipe(stages: usize) -> Recipe {
     let layers = (0..stages).map(|_| Box::new(OneWeight) as Box<dyn Layer>).collect();
     let network = Network { layers, input_shape: vec![1], loss: Loss::MeanSquaredError, outputs: 1 };
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
-    Recipe { network: Arc::new(network), optimiser, learning_rate: 0.1, seed: 0, step_rows: 1, queued_bytes: 0, threads: 2 }
+    Recipe { optimiser, learning_rate: 0.1, ..Recipe::new(Arc::new(network), 1, 2) }
 }
 
 fn plan(recipe: &Recipe, of: &ReferencePlan) -> Plan {

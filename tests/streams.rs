@@ -10,14 +10,14 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{Running, points, points_model, points_schema};
+use support::{ONE_THREAD, Running, points, points_model, points_schema};
 
 const BATCHES: &str = "/v1/streams/points/batches";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_format_and_encoding_gives_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[]).await;
+    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
     let client = &running.client;
     let rows = points(0, 48);
     let list = rows["rows"].as_array().unwrap();

@@ -30,6 +30,8 @@ const IN_FLIGHT_PER_THREAD: u64 = 3;
 const PARTITIONS_MAX: usize = 256;
 /// Factors between the strides of neighbouring stages, beside the one that fits the paper's.
 const STRIDE_FACTORS: [u64; 3] = [1, 2, 3];
+/// Chains of strides that are tried at most.
+const CHAINS_MAX: usize = 1024;
 /// Plans as good as the best, within what a profile can tell: the one that gives up the least is taken.
 const AS_GOOD: f64 = 0.98;
 
@@ -180,6 +182,7 @@ impl<'a> Space<'a> {
                         longer
                     })
                 })
+                .take(CHAINS_MAX)
                 .collect();
         }
         chains.iter_mut().for_each(|chain| chain.reverse());
@@ -313,3 +316,6 @@ impl Space<'_> {
         merged
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,12 +15,20 @@ use super::profile::{Profile, Trial};
 use super::rate::{Objective, Rate};
 use super::trainer::Recipe;
 use crate::fold::{BelowMinimum, FoldError, PlanError};
+use crate::limits::WORKERS_MAX;
 use crate::network::{Network, Optimiser};
 
 /// What one model takes beside the storages that are counted one by one: names, channels, scores.
 const OVERHEAD_BYTES: u64 = 32 << 10;
 /// Headers of the tensors that a step in flight has at a layer: output, stash, gradients.
 const STEP_TENSORS: u64 = 3;
+
+/// How much longer steps take while all threads have one, and between steps where threads wait for each other, in thousandths: where
+/// nobody could measure it.
+const SLOWDOWN: u64 = 1050;
+const STALL: u64 = 100;
+/// A step that takes longer is not tried in pipelines: somebody waits for the model to be made.
+const LONG_STEP_NANOSECONDS: u64 = 100_000_000;
 
 /// What a planner must know of one model.
 #[derive(Clone, Debug)]
@@ -118,7 +126,32 @@ impl Planner {
         let minimum = self.minimum(0);
         let recompute = minimum.stages.into_iter().flat_map(|stage| stage.recompute).collect();
         let trial = Trial { network: self.network.clone(), optimiser: self.optimiser, step_rows: self.step_rows, recompute };
-        trial.run(pool, (budget_bytes / minimum.bytes.total().max(1)) as usize)
+        let profile = trial.run(pool)?;
+        let (slowdown_thousandths, stall_thousandths) = if profile.threads > 1 { (SLOWDOWN, STALL) } else { (1000, 0) };
+        let mut profile = Profile { slowdown_thousandths, stall_thousandths, ..profile };
+        if profile.threads == 1 || profile.step() > LONG_STEP_NANOSECONDS {
+            return Ok(profile);
+        }
+        // With steps to spare threads only slow each other down; with just enough they wait for each other too.
+        let threads = profile.threads as u64;
+        let of_threads = |steps: u64| {
+            let whole = vec![StagePlan::whole(0..self.network.layers.len())];
+            self.plan(0, whole, (steps * threads).min(WORKERS_MAX), Publication::Continuous)
+        };
+        let (spare, enough) = (of_threads(2), of_threads(1));
+        let thousandths =
+            |profile: &Profile, plan: &Plan, measured: u64| (measured as f64 / self.rates(profile).of(plan).period * 1e3) as u64;
+        if spare.bytes.total() <= budget_bytes {
+            profile.slowdown_thousandths = 1000;
+            let slowdown = thousandths(&profile, &spare, trial.period(&spare, pool)?);
+            profile.slowdown_thousandths = slowdown.clamp(1000, 1000 * threads);
+        }
+        if enough.bytes.total() <= budget_bytes {
+            profile.stall_thousandths = 0;
+            let stall = thousandths(&profile, &enough, trial.period(&enough, pool)?);
+            profile.stall_thousandths = stall.saturating_sub(1000).min(1000);
+        }
+        Ok(profile)
     }
 
     /// What the network and its steps take.

@@ -16,7 +16,8 @@
 //! * the whole way of a step, divided by the steps in flight;
 //! * the backwards and updates of one stage, of which each worker has one at a time, and its updates, which come one after the other.
 //!
-//! While several threads work, each is slower by what the profile has measured. A plan that publishes with nothing in flight stops
+//! While several threads work, each is slower by what the profile has measured, and where there are no steps in flight to spare, they
+//! also wait for each other. A plan that publishes with nothing in flight stops
 //! once each publication until the pipeline is empty.
 
 use std::time::Duration;
@@ -134,7 +135,7 @@ impl Rates<'_> {
         let whole = admission + round + stages.first().map_or(0.0, |lowest| lowest.update / lowest.every);
         period = period.max(whole / plan.in_flight() as f64);
         let slowdown = self.slowdown(plan);
-        period *= slowdown;
+        period *= slowdown * (1.0 + self.stall(plan));
         latencies.iter_mut().for_each(|latency| *latency *= slowdown);
         let published_period = match plan.publication {
             Publication::Continuous => period,
@@ -175,6 +176,14 @@ impl Rates<'_> {
         // Linear between one thread, which nobody slows down, and all of them.
         let others = (self.threads(plan) - 1.0) / (profile.threads.max(2) - 1) as f64;
         1.0 + (profile.slowdown_thousandths.max(1000) - 1000) as f64 / 1000.0 * others
+    }
+
+    /// How much longer it is between steps because threads wait for each other: all of what was measured where there are no more
+    /// steps in flight than threads, and nothing where there are half as many more.
+    fn stall(&self, plan: &Plan) -> f64 {
+        let (in_flight, threads) = (plan.in_flight() as f64, self.profile.threads.max(1) as f64);
+        let short = if plan.in_flight() == 1 { 0.0 } else { ((1.5 * threads - in_flight) / (0.5 * threads)).clamp(0.0, 1.0) };
+        short * self.profile.stall_thousandths as f64 / 1000.0
     }
 
     fn threads(&self, plan: &Plan) -> f64 {

@@ -79,7 +79,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))
         .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget))
         .route("/v1/memory-budget", get(memory::get).put(memory::put))
-        .route("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan));
+        .route("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan))
+        .route("/v1/models/{model}/frontier", get(models::get_frontier));
     Router::new()
         .merge(read)
         .merge(ingest)

@@ -101,6 +101,13 @@ pub(super) async fn put_plan(
     Ok(Json(plan(&live)))
 }
 
+/// Every plan that no other one beats in both bytes and what it brings; null for a kind with only one.
+pub(super) async fn get_frontier(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let live = app.models.get(&name)?;
+    let frontier = live.frontier().await?;
+    Ok(Json(json!({ "model": live.name, "frontier": frontier })))
+}
+
 /// The plan that is followed, what it was written for, and its bytes.
 fn plan(live: &Live) -> Value {
     let (plan, outline) = {

@@ -21,6 +21,10 @@ use mustela::shutdown::{self, Trigger};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+/// With one compute thread the planner chooses one step after the other, whatever it measured, so that two services that are given the
+/// same rows come to the same bits.
+pub const ONE_THREAD: (&str, &str) = ("compute.threads", "1");
+
 /// An answer: status, headers, and the body as JSON (a string where it is not).
 #[derive(Debug)]
 pub struct Answer {

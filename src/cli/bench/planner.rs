@@ -43,6 +43,9 @@ pub(super) struct Arguments {
     /// One JSON document instead of a table
     #[arg(long)]
     json: bool,
+    /// Only the networks whose names hold this
+    #[arg(long, default_value = "")]
+    network: String,
 }
 
 struct Case {
@@ -70,6 +73,16 @@ struct AtBudget {
     greedy: Option<f64>,
 }
 
+/// What one random plan gave.
+#[derive(Debug, Serialize)]
+struct Random {
+    plan: String,
+    planned_bytes: u64,
+    /// Steps a second, reckoned from the profile and measured.
+    reckoned: f64,
+    measured: f64,
+}
+
 /// What one network gave.
 #[derive(Debug, Serialize)]
 struct Measured {
@@ -80,6 +93,8 @@ struct Measured {
     profile_ms: f64,
     frontier_ms: f64,
     budgets: Vec<AtBudget>,
+    /// The random plans.
+    random: Vec<Random>,
     /// The largest distance of a measured rate from the reckoned one.
     rate_error: f64,
     /// By how much a random plan was better at the worst.
@@ -91,7 +106,7 @@ struct Measured {
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let pool = Pool::new(0, 0)?;
     let mut networks = Vec::new();
-    for case in cases() {
+    for case in cases().into_iter().filter(|case| case.name.contains(&arguments.network)) {
         networks.push(measure(&case, &pool, arguments.quick)?);
         if let (false, Some(network)) = (arguments.json, networks.last()) {
             print(network);
@@ -172,6 +187,13 @@ fn measure(case: &Case, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
             greedy: planner.greedy(&prospects.profile, budget_bytes).map(|point| point.rate.per_second(None) / best),
         });
     }
+    let random = random.iter().zip(&rates[chosen.len()..]).map(|(plan, &measured)| Random {
+        plan: plan.outline(),
+        planned_bytes: plan.bytes.total(),
+        reckoned: 1e9 / planner.rates(&prospects.profile).of(plan).period,
+        measured,
+    });
+    let random = random.collect();
     let rate_error = rows.iter().map(|row| (row.measured / row.reckoned - 1.0).abs()).fold(0.0, f64::max);
     let random_better = rows.iter().filter_map(|row| row.best_random).fold(0.0, f64::max) - 1.0;
     let within_budget = rows.iter().all(|row| row.ledger_bytes.max(row.allocator_bytes) <= row.budget_bytes);
@@ -183,6 +205,7 @@ fn measure(case: &Case, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
         profile_ms,
         frontier_ms,
         budgets: rows,
+        random,
         rate_error,
         random_better,
         within_budget,
@@ -301,6 +324,8 @@ fn print(network: &Measured) {
             row.plan
         );
     }
+    let distances = network.random.iter().map(|random| (random.measured / random.reckoned - 1.0).abs()).collect();
+    println!("  random plans: measured rates within {:.1} % of the reckoned ones in the median", median(distances) * 100.0);
     println!(
         "  within the budget: {}; measured rates within {:.1} % of the reckoned ones; the best random plan {:+.1} %",
         if network.within_budget { "always" } else { "NOT always" },

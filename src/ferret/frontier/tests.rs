@@ -1,0 +1,183 @@
+//! The frontier beside brute force on small random networks and profiles, and the paper's search beside both.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::super::profile::{LayerTimes, Observed};
+use super::super::schedule::Task;
+use super::super::trainer::Recipe;
+use super::*;
+use crate::network::{Architecture, Loss, Network, Optimiser};
+
+fn network(hidden: &[usize]) -> Arc<Network> {
+    let architecture = Architecture::Mlp { hidden: hidden.to_vec(), standardise: Some(false) };
+    Arc::new(Network::build(&architecture, &[5], 3, Loss::SoftmaxCrossEntropy, false).unwrap())
+}
+
+/// A planner for a random small network, with a profile of random times.
+fn instance() -> impl Strategy<Value = (Planner, Profile)> {
+    let times = (1_000..100_000u64, 1_000..200_000u64, 100..20_000u64, 100..20_000u64);
+    let layers = prop::collection::vec(times, 5);
+    (prop::collection::vec(1..40usize, 1..3), layers, 1..3usize, any::<bool>(), any::<bool>(), 1_000..2_000u64).prop_map(
+        |(hidden, times, threads, may_omit, momentum, slowdown_thousandths)| {
+            let optimiser = Optimiser::Sgd { momentum: if momentum { 0.9 } else { 0.0 }, weight_decay: 0.0 };
+            let recipe = Recipe { may_omit, optimiser, ..Recipe::new(network(&hidden), 4, threads) };
+            let layers = times.into_iter().take(recipe.network.layers.len());
+            let layers = layers.map(|(forward, backward, update, copy)| LayerTimes { forward, backward, update, copy });
+            let (admission, loss, handover) = (1_000, 500, 300);
+            let layers = layers.collect();
+            let stall_thousandths = (slowdown_thousandths - 1_000) / 4;
+            let profile =
+                Profile { step_rows: 4, admission, loss, handover, threads, slowdown_thousandths, stall_thousandths, layers };
+            (recipe.planner(), profile)
+        },
+    )
+}
+
+/// Every plan of the space, one after the other, as far as a stage's accumulation can matter at all.
+fn every_plan(planner: &Planner, profile: &Profile, mut each: impl FnMut(&Plan)) {
+    let mut space = Space::new(planner, profile);
+    for ends in partitions_by_hand(planner, profile, space.in_flight_max() as usize) {
+        for recomputed in 0..=ends.len() {
+            let stages = space.stages(&ends, recomputed);
+            for workers in 1..=(space.in_flight_max() / ends.len() as u64) {
+                for chain in space.chains(ends.len(), workers) {
+                    let bare = Plan::bare(0, stages.clone(), workers, planner.step_rows);
+                    let lags: Vec<u64> = (0..ends.len()).map(|stage| bare.lag(stage)).collect();
+                    let combinations: u64 = lags.iter().product();
+                    for number in 0..combinations {
+                        let mut rest = number;
+                        let mut stages = stages.clone();
+                        for ((stage, every), lag) in stages.iter_mut().zip(&chain).zip(&lags) {
+                            (stage.stride, stage.accumulation) = (*every, 1 + rest % lag);
+                            rest /= lag;
+                        }
+                        for publication in [Publication::Continuous, Publication::AtDrain] {
+                            each(&planner.plan(0, stages.clone(), workers, publication));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All cuts of the layers, of those the ones that some bound leads to.
+fn partitions_by_hand(planner: &Planner, profile: &Profile, stages_max: usize) -> Vec<Vec<usize>> {
+    let times: Vec<u64> = profile.layers.iter().map(|layer| layer.forward + layer.backward).collect();
+    let count = times.len();
+    let learning = planner.network.first_learning_layer();
+    let mut found = Vec::new();
+    for cuts in 0..1u32 << (count - 1) {
+        let mut ends: Vec<usize> = (1..count).filter(|cut| cuts >> (cut - 1) & 1 == 1).collect();
+        ends.push(count);
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let of_stage: Vec<u64> = starts.zip(&ends).map(|(start, &end)| times[start..end].iter().sum()).collect();
+        // It is found where the next layer would never have fitted into the stage before.
+        let widest = of_stage.iter().copied().max().unwrap_or(0);
+        let tight = ends.iter().take(ends.len() - 1).zip(&of_stage).all(|(&end, sum)| sum + times[end] > widest);
+        if tight && ends.len() <= stages_max && ends[0] > learning {
+            found.push(ends);
+        }
+    }
+    found
+}
+
+#[test]
+fn no_plan_beats_the_frontier_and_every_point_is_a_plan() {
+    let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });
+    let ratios = std::cell::RefCell::new(Vec::new());
+    runner
+        .run(&instance(), |(planner, profile)| {
+            let frontier = planner.frontier(&profile);
+            let rates = planner.rates(&profile);
+            for pair in frontier.points().windows(2) {
+                prop_assert!(pair[0].bytes < pair[1].bytes);
+                prop_assert!(pair[0].rate.per_second(None) < pair[1].rate.per_second(None));
+            }
+            for point in frontier.points() {
+                let plan = planner.plan(0, point.stages.clone(), point.workers, point.publication);
+                prop_assert!(plan.check(&planner.network).is_ok(), "{}", plan.outline());
+                prop_assert_eq!(plan.bytes.total(), point.bytes);
+                prop_assert!((rates.of(&plan).per_second(None) / point.rate.per_second(None) - 1.0).abs() < 1e-12);
+            }
+            prop_assert_eq!(frontier.points()[0].bytes, planner.minimum(0).bytes.total());
+            let mut beaten = None;
+            every_plan(&planner, &profile, |plan| {
+                let (bytes, rate) = (plan.bytes.total(), rates.of(plan).per_second(None));
+                let fits = frontier.points().partition_point(|point| point.bytes <= bytes);
+                let best = fits.checked_sub(1).map_or(0.0, |last| frontier.points()[last].rate.per_second(None));
+                if rate > best * (1.0 + 1e-12) {
+                    beaten = Some(format!("{} of {bytes} bytes: {rate} beside {best}", plan.outline()));
+                }
+            });
+            prop_assert_eq!(beaten, None);
+            for point in frontier.points() {
+                let greedy = planner.greedy(&profile, point.bytes).map_or(0.0, |found| found.rate.per_second(None));
+                ratios.borrow_mut().push(greedy / point.rate.per_second(None));
+            }
+            Ok(())
+        })
+        .unwrap();
+    let ratios = ratios.into_inner();
+    let worst = ratios.iter().copied().fold(1.0, f64::min);
+    let mean = ratios.iter().sum::<f64>() / ratios.len() as f64;
+    println!("the paper's search at {} budgets: {mean:.3} of the best rate on average, {worst:.3} at worst", ratios.len());
+    assert!(ratios.iter().all(|&ratio| ratio <= 1.0 + 1e-12), "the search found what the frontier does not have");
+}
+
+#[test]
+fn the_best_gives_up_nothing_that_brings_nothing() {
+    let planner = Recipe::new(network(&[30, 30]), 4, 2).planner();
+    let times = LayerTimes { forward: 10_000, backward: 20_000, update: 2_000, copy: 1_000 };
+    let layers = vec![times; planner.network.layers.len()];
+    let profile = Profile { step_rows: 4, handover: 300, threads: 2, slowdown_thousandths: 1_050, layers, ..Profile::default() };
+    let frontier = planner.frontier(&profile);
+    let best = frontier.best(u64::MAX, None).unwrap();
+    assert_eq!(best.workers * best.stages.len() as u64, 2, "two threads need two steps in flight and no more");
+    assert!(best.stages.iter().all(|stage| stage.accumulation == 1 && stage.stride == 1 && stage.recompute.is_empty()));
+    assert_eq!(best.publication, Publication::Continuous);
+    // Steps that come once a second are learned as they come by any plan: one at a time misses no update.
+    let idle = frontier.best(u64::MAX, Some(1e9)).unwrap();
+    assert_eq!(idle.workers * idle.stages.len() as u64, 1);
+    let least = frontier.points()[0].bytes;
+    assert!(frontier.best(least - 1, None).is_none());
+    assert_eq!(frontier.best(least, None).unwrap().bytes, least);
+}
+
+#[test]
+fn strides_are_nested_or_the_papers() {
+    let planner = Recipe { may_omit: true, ..Recipe::new(network(&[30, 30]), 4, 4) }.planner();
+    let profile = Profile { layers: vec![LayerTimes::default(); planner.network.layers.len()], ..Profile::default() };
+    let chains = Space::new(&planner, &profile).chains(4, 1);
+    // Section 4 of the report on the paper: the strides 4, 3, 2, 1 learn one of 12 steps at the lowest stage, 4, 4, 2, 1 one of 4.
+    assert!(chains.contains(&vec![12, 6, 2, 1]) && chains.contains(&vec![4, 4, 2, 1]) && chains.contains(&vec![1, 1, 1, 1]));
+    for chain in &chains {
+        assert!(chain.windows(2).all(|pair| pair[0] % pair[1] == 0), "{chain:?}");
+    }
+}
+
+#[test]
+fn a_drifted_profile_is_revised() {
+    let planner = Recipe::new(network(&[30, 30]), 4, 2).planner();
+    let times = LayerTimes { forward: 10_000, backward: 20_000, update: 2_000, copy: 1_000 };
+    let layers = vec![times; planner.network.layers.len()];
+    let profile = Profile { step_rows: 4, threads: 2, slowdown_thousandths: 1_000, layers, ..Profile::default() };
+    let plan = planner.plan(0, vec![StagePlan::whole(0..planner.network.layers.len())], 1, Publication::Continuous);
+    let count = planner.network.layers.len() as u64;
+    let observe = |factor: u64| {
+        let mut observed = Observed::new(1);
+        for _ in 0..20 {
+            observed.note(Task::Forward { ordinal: 0, stage: 0 }, factor * 10_000 * count / 100);
+            observed.note(Task::Backward { ordinal: 0, stage: 0 }, factor * 20_000 * count / 100);
+            observed.note(Task::Update { ordinal: 0, stage: 0 }, factor * 2_000 * count / 100);
+        }
+        planner.rates(&profile).revised(&plan, &observed)
+    };
+    assert_eq!(observe(105), None, "five per cent are how times vary");
+    let revised = observe(200).unwrap();
+    assert_eq!(revised.layers[0], LayerTimes { forward: 20_000, backward: 40_000, update: 4_000, copy: 2_000 });
+    assert_eq!(planner.rates(&profile).revised(&plan, &Observed::new(1)), None, "nothing has run");
+}
