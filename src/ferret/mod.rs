@@ -1,12 +1,13 @@
 //! The fold that trains networks, after Ferret (Zhou et al., CVPR 2025): a pipeline of stages within a memory budget.
 //!
 //! The way of a step is the order of the files. [`plan`] says how the network is cut and what is read when, [`footprint`] what that
-//! holds, [`planner`] chooses. [`input`] turns rows into tensors, [`stage`] has the arithmetic of a stage's forward, backward and
+//! holds; [`profile`] measures what steps cost, [`rate`] reckons what a plan brings, [`frontier`] finds the plans worth having (beside
+//! it `greedy`, the paper's search), and [`planner`] chooses. [`input`] turns rows into tensors, [`stage`] has the arithmetic of a stage's forward, backward and
 //! update, [`work`] a task with all that it reads; [`schedule`] says which tasks may run, [`pipeline`] gives them out and takes
 //! their results, [`executor`] runs them on the [`pool`] of compute threads. [`state`] is a pipeline as a checkpoint keeps it,
 //! [`snapshot`] what readers get of it, and [`trainer`] makes it all a [`crate::fold::Fold`].
 //!
-//! Nothing here reads the clock, and nothing that a forward reads depends on when something ran: it is a function of the plan
+//! Nothing here but [`profile`] reads the clock, replay never looks at what that measured, and nothing that a forward reads depends on when something ran: it is a function of the plan
 //! and of the step's ordinal ([`plan::Plan::read`]).
 
 pub mod executor;
