@@ -13,6 +13,9 @@
 //!   so the best combinations are merged stage by stage, and what another combination beats goes no further;
 //! * publication.
 //!
+//! The smallest is one step after the other, recomputed. A cut can take some bytes of scratch less than that; it is passed over, so that
+//! the minimum of a model does not depend on times.
+//!
 //! No plan within these is better (a property test holds it to brute force).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,7 +231,7 @@ impl Planner {
     /// The frontier of this network.
     pub fn frontier(&self, profile: &Profile) -> Frontier {
         let mut space = Space::new(self, profile);
-        let mut frontier = Frontier::default();
+        let (mut frontier, minimum_bytes) = (Frontier::default(), self.minimum(0).bytes.total());
         for ends in space.partitions() {
             let mut before = None;
             for recomputed in 0..=ends.len() {
@@ -247,7 +250,7 @@ impl Planner {
                             stage.stride = every;
                         }
                         plan.bytes = self.bytes(&plan, &walked);
-                        space.offer_accumulated(&plan, &mut frontier);
+                        space.offer_accumulated(&plan, minimum_bytes, &mut frontier);
                     }
                 }
                 before = Some(stages);
@@ -266,7 +269,7 @@ struct Merged {
 
 impl Space<'_> {
     /// Offers a plan with every accumulation that may be worth it, under both publications.
-    fn offer_accumulated(&self, plan: &Plan, frontier: &mut Frontier) {
+    fn offer_accumulated(&self, plan: &Plan, minimum_bytes: u64, frontier: &mut Frontier) {
         let continuous = Plan { publication: Publication::Continuous, ..plan.clone() };
         let drained = Plan { publication: Publication::AtDrain, ..plan.clone() };
         let timings = [(&continuous, self.rates.timing(&continuous)), (&drained, self.rates.timing(&drained))];
@@ -274,6 +277,9 @@ impl Space<'_> {
             for (published, timing) in &timings {
                 let copies = published.publication.copies() as u64 * plan.bytes.weights;
                 let bytes = (plan.bytes.total() - plan.bytes.snapshots + copies).saturating_add_signed(merged.bytes);
+                if bytes < minimum_bytes {
+                    continue;
+                }
                 let rate = Rate { period: timing.published_period, value: merged.value };
                 frontier.offer(bytes, rate, || {
                     let mut stages = plan.stages.clone();
