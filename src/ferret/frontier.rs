@@ -16,7 +16,9 @@
 //! The smallest is one step after the other, recomputed. A cut can take some bytes of scratch less than that; it is passed over, so that
 //! the minimum of a model does not depend on times.
 //!
-//! No plan within these is better (a property test holds it to brute force).
+//! No plan within these is better (a property test holds it to brute force). With more than [`FINE_THREADS`] threads there are so many
+//! that the search is coarser: fewer numbers of workers, of recomputed stages and of versions, strides that are nested as they fit or
+//! the paper's, and of more than [`THIN`] combinations of accumulation those that bring less than a thousandth more are passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -33,8 +35,11 @@ const IN_FLIGHT_PER_THREAD: u64 = 3;
 const PARTITIONS_MAX: usize = 256;
 /// Factors between the strides of neighbouring stages, beside the one that fits the paper's.
 const STRIDE_FACTORS: [u64; 3] = [1, 2, 3];
-/// Chains of strides that are tried at most.
-const CHAINS_MAX: usize = 1024;
+/// Threads up to which every combination is tried.
+const FINE_THREADS: usize = 4;
+/// Combinations of accumulation that are kept whatever they bring, and what one more of them has to bring beyond the one before.
+const THIN: usize = 64;
+const A_THOUSANDTH: f64 = 1.001;
 /// Plans as good as the best, within what a profile can tell: the one that gives up the least is taken.
 const AS_GOOD: f64 = 0.98;
 
@@ -114,9 +119,27 @@ impl<'a> Space<'a> {
         IN_FLIGHT_PER_THREAD * self.planner.threads as u64
     }
 
+    /// Whether every combination is tried.
+    fn is_fine(&self) -> bool {
+        self.planner.threads <= FINE_THREADS
+    }
+
     /// Workers that a plan of so many stages may have.
-    pub(super) fn workers(&self, stages: usize) -> std::ops::RangeInclusive<u64> {
-        1..=(self.in_flight_max() / stages as u64).clamp(1, WORKERS_MAX)
+    pub(super) fn workers(&self, stages: usize) -> Vec<u64> {
+        let most = (self.in_flight_max() / stages as u64).clamp(1, WORKERS_MAX);
+        if self.is_fine() {
+            return (1..=most).collect();
+        }
+        // Just enough for all threads, some to spare, and fewer and fewer below that.
+        let (stages, threads) = (stages as u64, self.planner.threads as u64);
+        let halves = std::iter::successors(Some(most), |workers| (*workers > 1).then_some(workers / 2));
+        let busy = [threads.div_ceil(stages), (3 * threads).div_ceil(2 * stages)].into_iter().filter(|workers| *workers <= most);
+        halves.chain(busy).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// How many of so many stages may be recomputed.
+    fn recomputed(&self, stages: usize) -> BTreeSet<usize> {
+        if self.is_fine() { (0..=stages).collect() } else { BTreeSet::from([0, stages / 2, stages]) }
     }
 
     /// The paper's partitions, as the ends of their stages.
@@ -140,7 +163,8 @@ impl<'a> Space<'a> {
             .filter(|ends| ends.len() <= stages_max)
             .collect();
         let thinned = partitions.len().div_ceil(PARTITIONS_MAX);
-        partitions.into_iter().step_by(thinned.max(1)).collect()
+        // The uncut network is always among them: nothing takes less.
+        partitions.into_iter().step_by(thinned.max(1)).chain([vec![times.len()]]).collect()
     }
 
     /// The stages of a partition, of which the first `recomputed` keep their inputs only.
@@ -163,46 +187,49 @@ impl<'a> Space<'a> {
 
     /// Of how many steps each stage learns one, in every combination that is searched, from the lowest stage on.
     pub(super) fn chains(&self, stages: usize, workers: u64) -> Vec<Vec<u64>> {
-        let mut chains = vec![vec![1]];
-        for above in 1..stages {
-            if !self.planner.may_omit {
-                chains.iter_mut().for_each(|chain| chain.push(1));
-                continue;
-            }
-            let resident = workers * (above as u64 + 1);
-            chains = chains
-                .iter()
-                .flat_map(|chain| {
-                    let last = chain.last().copied().unwrap_or(1);
-                    let papers = least_common_multiple(last, resident);
-                    let factors = STRIDE_FACTORS.map(|factor| factor * last);
-                    // One resident step that is learned is the least; larger strides save nothing.
-                    let enough = last * resident.div_ceil(last);
-                    let strides: BTreeSet<u64> = factors.into_iter().filter(|&every| every <= enough).chain([papers]).collect();
-                    strides.into_iter().filter(|&every| every <= STRIDE_MAX).map(|every| {
-                        let mut longer = chain.clone();
-                        longer.push(every);
-                        longer
-                    })
-                })
-                .take(CHAINS_MAX)
-                .collect();
+        // The fewest steps of which one resident step is learned, and the paper's number.
+        let nested = |above: u64, resident: u64| -> u64 { above * resident.div_ceil(above) };
+        let papers = least_common_multiple;
+        if !self.planner.may_omit {
+            return chains(stages, workers, |_, _| vec![1]);
         }
-        chains.iter_mut().for_each(|chain| chain.reverse());
-        chains
+        if self.is_fine() {
+            return chains(stages, workers, |above, resident| {
+                let factors = STRIDE_FACTORS.map(|factor| factor * above).into_iter();
+                factors.filter(|&every| every <= nested(above, resident)).chain([papers(above, resident)]).collect()
+            });
+        }
+        let one = |next: fn(u64, u64) -> u64| chains(stages, workers, move |above, resident| vec![next(above, resident)]);
+        [one(|_, _| 1), one(nested), one(papers)].concat()
     }
 
     /// Numbers of steps that may share an update: for each number of versions the fewest.
     pub(super) fn accumulations(&self, lag: u64, every: u64) -> Vec<u64> {
         let mut accumulations = vec![1];
         let most = 1 + (lag - 1).div_ceil(every);
-        for versions in 2..most {
+        for versions in 2..if self.is_fine() { most } else { most.min(3) } {
             accumulations.push((lag - 1).div_ceil(every * (versions - 1)).min(ACCUMULATION_MAX));
         }
         accumulations.sort_unstable();
         accumulations.dedup();
         accumulations
     }
+}
+
+/// Chains of multiples from the last stage, which learns every step, down: `next` gives the numbers that a stage may have below one
+/// with the number `above`, where so many steps are resident at it.
+fn chains(stages: usize, workers: u64, next: impl Fn(u64, u64) -> Vec<u64>) -> Vec<Vec<u64>> {
+    let mut chains = vec![vec![1]];
+    for above in 1..stages as u64 {
+        let longer = chains.iter().flat_map(|chain: &Vec<u64>| {
+            let last = chain.first().copied().unwrap_or(1);
+            let every: BTreeSet<u64> =
+                next(last, workers * (above + 1)).into_iter().filter(|&every| every <= STRIDE_MAX).collect();
+            every.into_iter().map(move |every| [&[every], chain.as_slice()].concat())
+        });
+        chains = longer.collect();
+    }
+    chains
 }
 
 /// Layers grouped from the left, each group within `bound`; none where a single layer is beyond it.
@@ -234,7 +261,7 @@ impl Planner {
         let (mut frontier, minimum_bytes) = (Frontier::default(), self.minimum(0).bytes.total());
         for ends in space.partitions() {
             let mut before = None;
-            for recomputed in 0..=ends.len() {
+            for recomputed in space.recomputed(ends.len()) {
                 let stages = space.stages(&ends, recomputed);
                 if before.as_ref() == Some(&stages) {
                     continue;
@@ -311,16 +338,24 @@ impl Space<'_> {
                 }
             }
             longer.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(b.value.total_cmp(&a.value)));
-            let mut best = f64::NEG_INFINITY;
-            longer.retain(|option| {
-                let better = option.value > best;
-                best = best.max(option.value);
-                better
-            });
-            merged = longer;
+            merged = beyond(longer, 1.0);
+            if merged.len() > THIN {
+                merged = beyond(merged, A_THOUSANDTH);
+            }
         }
         merged
     }
+}
+
+/// Of combinations with the fewest bytes first, those whose value is more than `factor` times the one before.
+fn beyond(mut merged: Vec<Merged>, factor: f64) -> Vec<Merged> {
+    let mut best = 0.0;
+    merged.retain(|option| {
+        let better = option.value > best * factor;
+        best = if better { option.value } else { best };
+        better
+    });
+    merged
 }
 
 #[cfg(test)]

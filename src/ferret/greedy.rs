@@ -32,7 +32,7 @@ impl Planner {
 impl Space<'_> {
     /// Gives up rate for bytes from the most workers on, until the plan fits.
     fn descend(&self, stages: &[StagePlan], publication: Publication, budget_bytes: u64) -> Option<Point> {
-        let workers = *self.workers(stages.len()).end();
+        let workers = self.workers(stages.len()).last().copied().unwrap_or(1);
         let mut at = self.planner.plan(0, stages.to_vec(), workers, publication);
         loop {
             let (bytes, rate) = (at.bytes.total(), self.rates.of(&at));

@@ -4,8 +4,11 @@
 //! configuration gives c. A stage that learns has its share of that, by its number of parameters:
 //!
 //! ```text
-//! R = 1/period · Σ share(j) / every(j) · mean over i < accumulation(j) of e^(−c · (latency(j) + i · every(j) · period))
+//! R = 1/period · Σ share(j) / (every(j) · accumulation(j)) · mean over i < accumulation(j) of e^(−c · (latency(j) + i · every(j) · period))
 //! ```
+//!
+//! The paper does not divide by the accumulation. Here an update by the mean of k gradients moves the weights about as far as one of
+//! them would have: k steps that share an update teach like one, and the mean is over what waits for it.
 //!
 //! The paper's period is the slowest stage's forward and backward, as if every stage of every worker had a processor of its own.
 //! Here a few threads run whatever is ready, so the period is the largest of what bounds it:
@@ -111,7 +114,7 @@ impl Rates<'_> {
         // A geometric series: each of the steps that share an update waits for those after it.
         let (each, count) = ((-decay * every as f64 * period).exp(), accumulation as f64);
         let mean = if each < 1.0 { (1.0 - each.powf(count)) / ((1.0 - each) * count) } else { 1.0 };
-        share / every as f64 * (-decay * latency).exp() * mean
+        share / (every as f64 * count) * (-decay * latency).exp() * mean
     }
 
     /// When steps are where under a plan.

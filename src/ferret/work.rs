@@ -118,16 +118,16 @@ impl Work {
     /// Does it.
     pub fn run(self) -> Done {
         let Work { context, task, given } = self;
-        let (gave, nanoseconds) = timed(|| do_it(&context, task, given));
+        let (gave, nanoseconds) = timed(|| carry_out(&context, task, given));
         Done { task, gave, nanoseconds }
     }
 }
 
-fn do_it(context: &Arc<Context>, task: Task, given: Given) -> Result<Gave, FoldError> {
+fn carry_out(context: &Arc<Context>, task: Task, given: Given) -> Result<Gave, FoldError> {
     match (given, task) {
-        (Given::Step { step, statistics, superseded }, _) => admit(&context, &step, statistics, superseded),
+        (Given::Step { step, statistics, superseded }, _) => admit(context, &step, statistics, superseded),
         (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {
-            forward(&context, stage, versions, input, targets, learns)
+            forward(context, stage, versions, input, targets, learns)
         }
         (Given::Backward { kept, gradient, below }, Task::Backward { stage, .. }) => {
             backward(context.stage(stage), kept, gradient, below)

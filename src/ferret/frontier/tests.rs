@@ -1,4 +1,5 @@
 //! The frontier beside brute force on small random networks and profiles, and the paper's search beside both.
+#![allow(clippy::print_stdout, reason = "the ratio is a result, shown by --nocapture")]
 
 use std::sync::Arc;
 
