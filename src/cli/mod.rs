@@ -6,8 +6,10 @@ mod checkpoint;
 mod child;
 mod client;
 mod demo;
+mod frontier;
 mod idx;
 mod plan;
+mod plot;
 mod replay;
 pub mod serve;
 
@@ -36,7 +38,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Post a file of rows to a running service
     Replay(replay::Arguments),
-    /// Reckon what a model would hold under a plan, and try it: planned, used and allocated bytes
+    /// Reckon what a model would hold under a plan, and try it: planned, used and allocated bytes; or list all plans worth having
     Plan(plan::Arguments),
     /// Look at the checkpoints of a model
     Checkpoint(checkpoint::Arguments),

@@ -10,8 +10,8 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::serve::objective;
+use super::{Failure, frontier};
 use crate::allocator;
 use crate::config::Config;
 use crate::ferret::executor::Executor;
@@ -45,6 +45,12 @@ pub(super) struct Arguments {
     /// Steps of the trial
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
+    /// Instead of one plan and its trial, every plan that no other beats in both bytes and adaptation rate
+    #[arg(long, conflicts_with_all = ["plan", "budget", "steps"])]
+    frontier: bool,
+    /// Draw the frontier to this file, as SVG
+    #[arg(long, value_name = "FILE.svg", requires = "frontier")]
+    plot: Option<PathBuf>,
     /// One JSON document instead of a table
     #[arg(long)]
     json: bool,
@@ -60,6 +66,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let queued_bytes = queued_bytes_max(&schema);
     let may_skip = spec.overload.may_skip();
     let recipe = kind.recipe(Given { settings: &spec.settings, schema: &schema, queued_bytes, may_skip })?;
+    if arguments.frontier {
+        return frontier::run(&recipe.planner(), &pool, arguments.json, arguments.plot.as_deref());
+    }
     let budget_bytes = arguments.budget.or(spec.memory_budget).map(|budget| budget.as_u64());
     let plan = match &arguments.plan {
         Some(file) => recipe.planner().complete(0, &read::<Wish>(file)?, budget_bytes.unwrap_or(u64::MAX))?,
