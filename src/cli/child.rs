@@ -43,6 +43,11 @@ impl Server {
         self.child.id()
     }
 
+    /// Whether its process has not ended.
+    pub(super) fn is_running(&mut self) -> Result<bool, Failure> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Ends it as a crash would.
     pub(super) fn kill(&mut self) -> Result<(), Failure> {
         self.child.kill()?;

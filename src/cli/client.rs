@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::Failure;
+use crate::ferret::plan::Plan;
 
 /// How long to wait for a service that refuses connections, as while it restarts.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -19,6 +21,8 @@ pub(super) struct Service {
     base: String,
     /// Says nothing when the service is away: the demo takes it away itself.
     quiet: bool,
+    /// Asks a service that is full again at once, whatever it says: for whoever measures it under full load.
+    eager: bool,
 }
 
 /// One batch, ready to be sent any number of times.
@@ -33,12 +37,17 @@ impl Service {
     /// The service whose doors are at `base`, such as `http://127.0.0.1:7070`.
     pub(super) fn new(base: &str) -> Result<Service, Failure> {
         let client = Client::builder().no_proxy().tcp_nodelay(true).timeout(Duration::from_secs(60)).build()?;
-        Ok(Service { client, base: base.trim_end_matches('/').to_owned(), quiet: false })
+        Ok(Service { client, base: base.trim_end_matches('/').to_owned(), quiet: false, eager: false })
     }
 
     /// The same, for one that will be away for a moment on purpose.
     pub(super) fn quietly(self) -> Service {
         Service { quiet: true, ..self }
+    }
+
+    /// The same, for one that is to be full all the while.
+    pub(super) fn eagerly(self) -> Service {
+        Service { eager: true, ..self }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -53,6 +62,19 @@ impl Service {
     /// PUT of a JSON document.
     pub(super) async fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         answer(self.request(Method::PUT, path).json(body)).await
+    }
+
+    /// PUT of a JSON document that may be refused: the status and the body of the answer, whatever they are.
+    pub(super) async fn try_put(&self, path: &str, body: &Value) -> Result<(u16, Value), Failure> {
+        let response = self.request(Method::PUT, path).json(body).send().await?;
+        let status = response.status().as_u16();
+        Ok((status, serde_json::from_str(&response.text().await?)?))
+    }
+
+    /// The plan that a model follows.
+    pub(super) async fn plan(&self, model: &str) -> Result<Plan, Failure> {
+        let view = self.get(&format!("/v1/models/{model}/plan")).await?;
+        Ok(Plan::deserialize(&view["plan"])?)
     }
 
     /// POST of bytes.
@@ -76,7 +98,7 @@ impl Service {
                     Some(wait) => {
                         // It answers: patience is for those that do not.
                         silent_since = tokio::time::Instant::now();
-                        wait
+                        if self.eager { wait.min(RECONNECT) } else { wait }
                     }
                     None => return read(response).await,
                 },

@@ -1,7 +1,8 @@
 //! `mustela demo`: everything at once, on a real stream, through the doors that users have.
 //!
 //! It starts a service of its own in a child process, posts Fashion-MNIST's test images from several clients at once, queries
-//! the model all the while, sets the memory budget down half-way, kills the service and starts it again, and says how it went.
+//! the model all the while, halves the memory budget and lifts it again, kills the service and starts it again, and says how it went
+//! and what the smaller budget cost.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -24,13 +25,21 @@ use super::idx::Idx;
 use super::replay::images;
 
 /// Fashion-MNIST's 10,000 test images and labels (Zalando Research, MIT); `data/fashion-mnist/README.md` has the source.
-const IMAGES: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-images-idx3-ubyte.gz");
-const LABELS: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-labels-idx1-ubyte.gz");
+pub(super) const IMAGES: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-images-idx3-ubyte.gz");
+pub(super) const LABELS: &[u8] = include_bytes!("../../data/fashion-mnist/t10k-labels-idx1-ubyte.gz");
 const CLASSES: [&str; 10] =
     ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"];
 
 /// The name of the demo's stream and of its model.
-const NAME: &str = "fashion";
+pub(super) const NAME: &str = "fashion";
+
+/// After so many hundredths of the rows are learned the budget is halved, it is lifted again, and the service is killed.
+const HALVED_AT: u64 = 35;
+const LIFTED_AT: u64 = 60;
+const KILLED_AT: u64 = 75;
+
+/// Time between two looks at the model.
+const LOOK: Duration = Duration::from_millis(25);
 
 /// Flags of `demo`.
 #[derive(Debug, Args)]
@@ -79,7 +88,7 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
         return Err(format!("{} is not empty: the demo begins with a data folder of its own", data_dir.display()).into());
     }
     let mut server = Server::start(&data_dir, "127.0.0.1:0")?;
-    let service = Service::new(&server.doors)?.quietly();
+    let service = Service::new(&server.doors)?.quietly().eagerly();
     println!("A service runs at {} on {}.", server.doors, data_dir.display());
     let full = create(&service, arguments.batch).await?;
 
@@ -93,19 +102,19 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
     let query = Bytes::copy_from_slice(images_all.items(0, 1));
     let queries = tokio::spawn(ask(service.clone(), query, seen.clone()));
     let story = tokio::select! {
-        story = tell(&mut server, &service, &data_dir, &seen, total) => story?,
+        story = tell(&mut server, &service, &data_dir, &seen, (total, full)) => story?,
         failure = first_failure(&mut work) => return Err(failure),
     };
     let last = settle(&service, total).await?;
     let seconds = began.elapsed().as_secs_f64();
     seen.done.store(true, Relaxed);
     queries.await?;
-    report(&last, &story, &seen, total, seconds, full);
+    report(&last, &story, &seen, total, seconds);
     end(arguments, server, &data_dir)
 }
 
-/// Makes the stream and the model; gives the bytes of the unconstrained plan.
-async fn create(service: &Service, step_rows: u32) -> Result<u64, Failure> {
+/// Makes the stream and the model that the demo and a benchmark use; gives the bytes of the unconstrained plan.
+pub(super) async fn create(service: &Service, step_rows: u32) -> Result<u64, Failure> {
     let field = json!({ "name": "pixels", "type": "tensor", "shape": [1, 28, 28], "element": "u8" });
     let target = json!({ "name": "label", "type": "classes", "classes": CLASSES });
     service.put(&format!("/v1/streams/{NAME}"), &json!({ "fields": [field], "target": target })).await?;
@@ -147,7 +156,7 @@ async fn ask(service: Service, query: Bytes, seen: Arc<Seen>) {
 }
 
 /// The first client that fails; clients that have posted all that there was are no failure.
-async fn first_failure(work: &mut JoinSet<Result<(), Failure>>) -> Failure {
+pub(super) async fn first_failure(work: &mut JoinSet<Result<(), Failure>>) -> Failure {
     while let Some(ended) = work.join_next().await {
         match ended {
             Ok(Ok(())) => {}
@@ -161,56 +170,110 @@ async fn first_failure(work: &mut JoinSet<Result<(), Failure>>) -> Failure {
 /// What happened to the service on the way.
 #[derive(Default)]
 struct Story {
-    budget_bytes: u64,
-    budget_seconds: f64,
-    budget_version: String,
+    /// The times of the budgets that are over.
+    periods: Vec<Period>,
+    /// The plan of the present one, when it began, and the rows that were learned then.
+    present: Option<(String, Instant, u64)>,
+    changes_ms: Vec<f64>,
     killed_at_rows: u64,
     back_seconds: f64,
 }
 
-/// Watches the stream pass: the budget goes down half-way, and at seven tenths the service is killed and started again.
-async fn tell(server: &mut Server, service: &Service, data_dir: &Path, seen: &Seen, total: u64) -> Result<Story, Failure> {
+/// The time of one budget.
+struct Period {
+    budget_bytes: Option<u64>,
+    plan: String,
+    rows_per_second: f64,
+    /// Of the newest 1,000 rows at its end.
+    accuracy: f64,
+    high_water_bytes: u64,
+}
+
+impl Story {
+    /// A new budget holds, or the first one.
+    async fn begin(&mut self, service: &Service) -> Result<(), Failure> {
+        let plan = service.plan(NAME).await?.outline();
+        let view = service.get(&format!("/v1/models/{NAME}")).await?;
+        self.present = Some((plan, Instant::now(), number(&view, "/rows/learned")));
+        Ok(())
+    }
+
+    /// The budget that holds has held until this `view`.
+    fn end(&mut self, view: &Value) {
+        let Some((plan, began, learned)) = self.present.take() else { return };
+        self.periods.push(Period {
+            budget_bytes: view.pointer("/memory/budget_bytes").and_then(Value::as_u64),
+            plan,
+            rows_per_second: (number(view, "/rows/learned") - learned) as f64 / began.elapsed().as_secs_f64(),
+            accuracy: view.pointer("/sliding/accuracy").and_then(Value::as_f64).unwrap_or_default(),
+            high_water_bytes: number(view, "/memory/high_water_bytes"),
+        });
+    }
+
+    async fn change(&mut self, service: &Service, view: &Value, budget_bytes: Option<u64>) -> Result<(), Failure> {
+        self.end(view);
+        let began = Instant::now();
+        service.put(&format!("/v1/models/{NAME}/memory-budget"), &json!({ "budget": budget_bytes })).await?;
+        self.changes_ms.push(began.elapsed().as_secs_f64() * 1e3);
+        self.begin(service).await
+    }
+}
+
+/// Watches the stream of `total` rows pass: the budget goes down to half of the `full` plan and up again, and the service is killed
+/// and started again.
+async fn tell(
+    server: &mut Server,
+    service: &Service,
+    data_dir: &Path,
+    seen: &Seen,
+    (total, full): (u64, u64),
+) -> Result<Story, Failure> {
     let style = ProgressStyle::with_template("{bar:28} {human_pos}/{human_len} rows  {per_sec}  {msg}")?;
     let bar = ProgressBar::new(total).with_style(style);
     let mut story = Story::default();
     let doors = server.doors.trim_start_matches("http://").to_owned();
     loop {
         let acknowledged = seen.acknowledged.load(Relaxed);
-        if let Ok(view) = service.get(&format!("/v1/models/{NAME}")).await {
-            let learned = number(&view, "/rows/learned");
-            bar.set_position(learned);
-            bar.set_message(progress(&view));
-            if story.budget_bytes == 0 && learned >= total / 2 {
-                let minimum = number(&view, "/memory/minimum_bytes");
-                let began = Instant::now();
-                service.put(&format!("/v1/models/{NAME}/memory-budget"), &json!({ "budget": minimum })).await?;
-                story.budget_seconds = began.elapsed().as_secs_f64();
-                story.budget_bytes = minimum;
-                story.budget_version = text(&view, "/version");
-                bar.println(format!("memory budget set to the minimum, {}, while it learns", ByteSize(minimum).display().iec()));
+        let view = service.get(&format!("/v1/models/{NAME}")).await?;
+        let learned = number(&view, "/rows/learned");
+        let past = |hundredths: u64| learned >= total * hundredths / 100;
+        bar.set_position(learned);
+        bar.set_message(progress(&view));
+        match (story.periods.len(), &story.present) {
+            (0, None) if learned > 0 => story.begin(service).await?,
+            (0, Some(_)) if past(HALVED_AT) => {
+                let half = (full / 2).max(number(&view, "/memory/minimum_bytes"));
+                story.change(service, &view, Some(half)).await?;
+                bar.println(format!("memory budget halved to {} while it learns", iec(half)));
             }
+            (1, _) if past(LIFTED_AT) => {
+                story.change(service, &view, None).await?;
+                bar.println("memory budget lifted while it learns");
+            }
+            (2, _) if past(KILLED_AT) => {
+                story.end(&view);
+                story.killed_at_rows = seen.acknowledged.load(Relaxed);
+                server.kill()?;
+                let began = Instant::now();
+                *server = Server::start(data_dir, &doors)?;
+                story.back_seconds = began.elapsed().as_secs_f64();
+                bar.println(format!("service killed (SIGKILL) and started again in {:.2} s", story.back_seconds));
+            }
+            (3, _) if acknowledged >= total => {
+                bar.finish();
+                return Ok(story);
+            }
+            _ => {}
         }
-        if story.budget_bytes > 0 && story.killed_at_rows == 0 && acknowledged >= total * 7 / 10 {
-            story.killed_at_rows = acknowledged;
-            server.kill()?;
-            let began = Instant::now();
-            *server = Server::start(data_dir, &doors)?;
-            story.back_seconds = began.elapsed().as_secs_f64();
-            bar.println(format!("service killed (SIGKILL) and started again in {:.2} s", story.back_seconds));
-        }
-        if acknowledged >= total && story.killed_at_rows > 0 {
-            bar.finish();
-            return Ok(story);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
 fn progress(view: &Value) -> String {
     let accuracy = view.pointer("/sliding/accuracy").and_then(Value::as_f64).unwrap_or_default();
-    let used = ByteSize(number(view, "/memory/used_bytes")).display().iec();
+    let used = iec(number(view, "/memory/used_bytes"));
     let limit = match view.pointer("/memory/budget_bytes").and_then(Value::as_u64) {
-        Some(budget) => ByteSize(budget).display().iec().to_string(),
+        Some(budget) => iec(budget),
         None => "no limit".to_owned(),
     };
     format!("online accuracy {:.1} %  {used} of {limit}", accuracy * 100.0)
@@ -231,12 +294,11 @@ async fn settle(service: &Service, total: u64) -> Result<Value, Failure> {
     }
 }
 
-fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, full: u64) {
+fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64) {
     let mut latencies = std::mem::take(&mut *seen.query_seconds.lock());
     latencies.sort_by(f64::total_cmp);
     let quantile = |share: f64| latencies.get((latencies.len() as f64 * share) as usize).map_or(0.0, |seconds| seconds * 1e3);
     let percent = |path: &str| view.pointer(path).and_then(Value::as_f64).unwrap_or_default() * 100.0;
-    let iec = |bytes: u64| ByteSize(bytes).display().iec().to_string();
     println!();
     println!("  rows acknowledged        {total}");
     println!("  rows learned             {} ({} quarantined)", number(view, "/rows/learned"), number(view, "/rows/quarantined"));
@@ -246,18 +308,8 @@ fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, fu
         percent("/online/accuracy"),
         percent("/sliding/accuracy")
     );
-    println!(
-        "  memory                   {} at the end, planned {} before and {} after the change",
-        iec(number(view, "/memory/used_bytes")),
-        iec(full),
-        iec(number(view, "/memory/planned_bytes"))
-    );
-    println!(
-        "  high-water mark          {} of a budget of {}",
-        iec(number(view, "/memory/high_water_bytes")),
-        iec(story.budget_bytes)
-    );
-    println!("  budget change            in {:.0} ms, at version {}", story.budget_seconds * 1e3, story.budget_version);
+    let changes: Vec<String> = story.changes_ms.iter().map(|ms| format!("{ms:.0} ms")).collect();
+    println!("  budget change            down and up in {}", changes.join(" and "));
     println!(
         "  kill -9                  after {} acknowledged rows; back in {:.2} s, none lost",
         story.killed_at_rows, story.back_seconds
@@ -270,7 +322,27 @@ fn report(view: &Value, story: &Story, seen: &Seen, total: u64, seconds: f64, fu
         seen.query_failures.load(Relaxed)
     );
     println!("  model version            {}", text(view, "/version"));
-    println!();
+    costs(&story.periods);
+}
+
+/// What the smaller budget cost, beside the time before and the time after.
+fn costs(periods: &[Period]) {
+    println!("\n  {:<24} {:>8} {:>9} {:>12}  plan", "memory budget", "rows/s", "accuracy", "high water");
+    for period in periods {
+        println!(
+            "  {:<24} {:>8.0} {:>7.1} % {:>12}  {}",
+            period.budget_bytes.map_or_else(|| "no limit".to_owned(), iec),
+            period.rows_per_second,
+            period.accuracy * 100.0,
+            iec(period.high_water_bytes),
+            period.plan
+        );
+    }
+    println!("  (accuracy is that of the newest 1,000 rows at the end of each, high water the most bytes since its beginning)\n");
+}
+
+pub(super) fn iec(bytes: u64) -> String {
+    ByteSize(bytes).display().iec().to_string()
 }
 
 fn end(arguments: &Arguments, server: Server, data_dir: &Path) -> Result<(), Failure> {
@@ -293,7 +365,7 @@ fn end(arguments: &Arguments, server: Server, data_dir: &Path) -> Result<(), Fai
     Ok(())
 }
 
-fn number(value: &Value, path: &str) -> u64 {
+pub(super) fn number(value: &Value, path: &str) -> u64 {
     value.pointer(path).and_then(Value::as_u64).unwrap_or_default()
 }
 

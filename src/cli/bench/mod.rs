@@ -6,6 +6,7 @@ mod pipeline;
 mod planner;
 mod predict;
 mod service;
+mod sweep;
 
 use std::time::Instant;
 
@@ -27,6 +28,8 @@ enum Command {
     Engine(engine::Arguments),
     /// The planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
     Planner(planner::Arguments),
+    /// A live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
+    Sweep(sweep::Arguments),
 }
 
 /// Runs a benchmark.
@@ -34,6 +37,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Planner(arguments) => planner::run(&arguments),
+        Command::Sweep(arguments) => sweep::run(&arguments),
     }
 }
 
