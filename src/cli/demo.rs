@@ -1,8 +1,8 @@
 //! `mustela demo`: everything at once, on a real stream, through the doors that users have.
 //!
-//! It starts a service of its own in a child process, posts Fashion-MNIST's test images from several clients at once, queries
-//! the model all the while, halves the memory budget and lifts it again, kills the service and starts it again, and says how it went
-//! and what the smaller budget cost.
+//! It starts a service of its own in a child process, posts Fashion-MNIST's test images from several clients at once, queries the
+//! model all the while, halves the memory budget (or sets it to the minimum, where that is more) and lifts it again, kills the
+//! service and starts it again, and says how it went and what the smaller budget cost.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,8 @@ const CLASSES: [&str; 10] =
 /// The name of the demo's stream and of its model.
 pub(super) const NAME: &str = "fashion";
 
-/// After so many hundredths of the rows are learned the budget is halved, it is lifted again, and the service is killed.
-const HALVED_AT: u64 = 35;
+/// After so many hundredths of the rows are learned the budget goes down, it is lifted again, and the service is killed.
+const LOWERED_AT: u64 = 35;
 const LIFTED_AT: u64 = 60;
 const KILLED_AT: u64 = 75;
 
@@ -219,8 +219,8 @@ impl Story {
     }
 }
 
-/// Watches the stream of `total` rows pass: the budget goes down to half of the `full` plan and up again, and the service is killed
-/// and started again.
+/// Watches the stream of `total` rows pass: the budget goes down to half of the `full` plan, or to the
+/// minimum, and up again, and the service is killed and started again.
 async fn tell(
     server: &mut Server,
     service: &Service,
@@ -241,14 +241,15 @@ async fn tell(
         bar.set_message(progress(&view));
         match (story.periods.len(), &story.present) {
             (0, None) if learned > 0 => story.begin(service).await?,
-            (0, Some(_)) if past(HALVED_AT) => {
+            (0, Some(_)) if past(LOWERED_AT) => {
                 let half = (full / 2).max(number(&view, "/memory/minimum_bytes"));
                 story.change(service, &view, Some(half)).await?;
-                bar.println(format!("memory budget halved to {} while it learns", iec(half)));
+                let least = if half > full / 2 { ", the smallest that works," } else { "" };
+                bar.println(format!("memory budget set from {} to {}{least} while it learns", iec(full), iec(half)));
             }
             (1, _) if past(LIFTED_AT) => {
                 story.change(service, &view, None).await?;
-                bar.println("memory budget lifted while it learns");
+                bar.println("memory budget lifted again while it learns");
             }
             (2, _) if past(KILLED_AT) => {
                 story.end(&view);

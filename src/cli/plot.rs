@@ -1,11 +1,12 @@
 //! Charts of what a command measured, as SVG: text that needs no font of this machine, and a picture in every browser.
 
+use std::ops::Range;
 use std::path::Path;
 
 use plotters::coord::Shift;
 use plotters::prelude::{
     BLACK, ChartBuilder, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend,
-    SeriesLabelPosition, WHITE,
+    SeriesLabelPosition, TRANSPARENT, WHITE,
 };
 use plotters::style::Color;
 
@@ -44,8 +45,13 @@ impl Series {
     /// The line through its points, with the corners of its steps.
     fn line(&self) -> Vec<(f64, f64)> {
         let mut line: Vec<(f64, f64)> = Vec::with_capacity(2 * self.points.len());
-        for &(x, y) in &self.points {
+        let last = self.points.len().saturating_sub(1);
+        for (number, &(x, y)) in self.points.iter().enumerate() {
             if let (true, Some(&(_, before))) = (self.steps, line.last()) {
+                // Between its corners a level needs no points.
+                if before == y && number < last {
+                    continue;
+                }
                 line.push((x, before));
             }
             line.push((x, y));
@@ -68,55 +74,64 @@ fn svg(charts: &[Chart]) -> Result<String, Failure> {
         let backend = SVGBackend::with_string(&mut text, (WIDTH, HEIGHT * charts.len() as u32));
         let area = backend.into_drawing_area();
         area.fill(&WHITE)?;
+        // The same for all, so that what stands below each other belongs together.
+        let across = || charts.iter().flat_map(|chart| &chart.series).flat_map(|series| &series.points).map(|&(x, _)| x);
+        let (left, right) = (across().fold(f64::INFINITY, f64::min), across().fold(f64::NEG_INFINITY, f64::max));
+        let margin = (right - left) * 0.02;
         for (chart, part) in charts.iter().zip(area.split_evenly((charts.len(), 1))) {
-            draw(chart, &part)?;
+            draw(chart, left - margin..right + margin, &part)?;
         }
         area.present()?;
     }
     Ok(text)
 }
 
-fn draw(chart: &Chart, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Failure> {
-    let points = || chart.series.iter().flat_map(|series| &series.points).copied();
-    let (left, right) = points().fold((f64::INFINITY, f64::NEG_INFINITY), |(left, right), (x, _)| (left.min(x), right.max(x)));
-    let highest = points().fold(0.0, |highest: f64, (_, y)| highest.max(y));
-    if left >= right || !left.is_finite() || highest <= 0.0 {
+fn draw(chart: &Chart, across: Range<f64>, area: &DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Failure> {
+    let highest = chart.series.iter().flat_map(|series| &series.points).fold(0.0, |highest: f64, (_, y)| highest.max(*y));
+    let width = across.end - across.start;
+    if !width.is_finite() || width <= 0.0 || highest <= 0.0 {
         return Err(format!("there is nothing to draw for `{}`", chart.title).into());
     }
-    let margin = (right - left) * 0.02;
-    let top = highest * 1.08;
+    // Several series need their names, which stand above the lines.
+    let several = chart.series.len() > 1;
+    let top = highest * if several { 1.3 } else { 1.08 };
     let mut context = ChartBuilder::on(area)
         .margin(10)
         .margin_right(20)
-        .caption(&chart.title, ("sans-serif", 18))
+        .caption(&chart.title, ("sans-serif", 20))
         .x_label_area_size(45)
         .y_label_area_size(75)
-        .build_cartesian_2d(left - margin..right + margin, 0.0..top)?;
+        .build_cartesian_2d(across, 0.0..top)?;
     context
         .configure_mesh()
-        .light_line_style(WHITE)
+        .max_light_lines(1)
+        .light_line_style(TRANSPARENT)
         .bold_line_style(GREY.mix(0.3))
         .x_desc(&chart.across)
         .y_desc(&chart.up)
         .x_label_formatter(&|x| label(*x))
         .y_label_formatter(&|y| label(*y))
-        .axis_desc_style(("sans-serif", 14))
-        .label_style(("sans-serif", 12))
+        .axis_desc_style(("sans-serif", 17))
+        .label_style(("sans-serif", 15))
         .draw()?;
     context.draw_series(chart.marks.iter().map(|&x| PathElement::new([(x, 0.0), (x, top)], GREY)))?;
-    for (series, colour) in chart.series.iter().zip(COLOURS.into_iter().cycle()) {
+    for (number, (series, colour)) in chart.series.iter().zip(COLOURS.into_iter().cycle()).enumerate() {
+        // The first one can be seen where another one covers it.
+        let width = if several && number == 0 { 4 } else { 2 };
         context
-            .draw_series(LineSeries::new(series.line(), colour.stroke_width(2)))?
+            .draw_series(LineSeries::new(series.line(), colour.stroke_width(width)))?
             .label(series.name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 16, y + 2)], colour.filled()));
     }
-    context
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .background_style(WHITE.mix(0.85))
-        .border_style(GREY)
-        .label_font(("sans-serif", 13).into_font().color(&BLACK))
-        .draw()?;
+    if several {
+        context
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperMiddle)
+            .background_style(WHITE.mix(0.85))
+            .border_style(GREY)
+            .label_font(("sans-serif", 15).into_font().color(&BLACK))
+            .draw()?;
+    }
     Ok(())
 }
 
@@ -132,7 +147,7 @@ mod tests {
     use super::*;
 
     fn chart(title: &str) -> Chart {
-        let series = |name, steps| Series { name, points: vec![(0.0, 1.0), (1.0, 3.0), (2.0, 2.0)], steps };
+        let series = |name, steps| Series { name, points: vec![(0.0, 1.0), (0.5, 1.0), (1.0, 3.0), (2.0, 2.0)], steps };
         Chart {
             title: title.into(),
             across: "time (s)".into(),

@@ -131,8 +131,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let server = Server::start(&data_dir, "127.0.0.1:0")?;
         sweep(server, length).await
     });
-    std::fs::remove_dir_all(&data_dir)?;
-    tell::tell(&swept?, arguments.json, arguments.plot.as_deref())
+    let removed = std::fs::remove_dir_all(&data_dir);
+    // Why the sweep failed, if it did, says more.
+    let swept = swept?;
+    removed?;
+    tell::tell(&swept, arguments.json, arguments.plot.as_deref())
 }
 
 /// What the clients, the looks and the changes share.

@@ -171,7 +171,7 @@ fn print(swept: &Swept, seen: &[Seen], checks: &[Check]) {
     println!(
         "Clients that are told to wait ask again within 50 ms. Each change is made under load; rates and accuracies are those from a \
          second\nafter it on. Then clients rest until all is learned, the change is taken back and made again, and a query is asked \
-         in between.\n"
+         in between;\nfor that the planner may choose other plans, because nothing waits.\n"
     );
     println!(
         "{:>7} {:>11} {:>11} {:>11} {:>9} {:>8} {:>9} {:>5}  plan",
@@ -222,13 +222,14 @@ fn charts(swept: &Swept) -> [Chart; 3] {
             vec![
                 series("budget", true, &|look| look.budget_bytes.map(mebibytes)),
                 series("planned", true, &|look| Some(mebibytes(look.planned_bytes))),
+                series("most since the plan", true, &|look| Some(mebibytes(look.high_water_bytes))),
                 series("used", false, &|look| Some(mebibytes(look.used_bytes))),
             ],
         ),
         chart(
-            "Rows learned (clients rest before each change)",
-            "rows/s",
-            vec![Series { name: "rows/s, over half a second", points: rates.collect(), steps: false }],
+            "Rows learned (a moment before each change clients rest)",
+            "rows/s, over half a second",
+            vec![Series { name: "rows learned", points: rates.collect(), steps: false }],
         ),
         chart(
             "Sliding online accuracy",
