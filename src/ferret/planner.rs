@@ -27,6 +27,8 @@ const STEP_TENSORS: u64 = 3;
 /// nobody could measure it.
 const SLOWDOWN: u64 = 1050;
 const STALL: u64 = 100;
+/// Of the time that rows take to arrive, what steps may take: arrivals come in bursts.
+const HEADROOM: f64 = 0.8;
 /// A step that takes longer is not tried in pipelines: somebody waits for the model to be made.
 const LONG_STEP_NANOSECONDS: u64 = 100_000_000;
 
@@ -132,13 +134,8 @@ impl Planner {
         if profile.threads == 1 || profile.step() > LONG_STEP_NANOSECONDS {
             return Ok(profile);
         }
-        // With steps to spare threads only slow each other down; with just enough they wait for each other too.
         let threads = profile.threads as u64;
-        let of_threads = |steps: u64| {
-            let whole = vec![StagePlan::whole(0..self.network.layers.len())];
-            self.plan(0, whole, (steps * threads).min(WORKERS_MAX), Publication::Continuous)
-        };
-        let (spare, enough) = (of_threads(2), of_threads(1));
+        let (spare, enough) = (self.busy(2), self.busy(1));
         let thousandths =
             |profile: &Profile, plan: &Plan, measured: u64| (measured as f64 / self.rates(profile).of(plan).period * 1e3) as u64;
         if spare.bytes.total() <= budget_bytes {
@@ -157,6 +154,18 @@ impl Planner {
     /// What the network and its steps take.
     pub fn footprint(&self) -> &Footprint {
         &self.footprint
+    }
+
+    /// One stage with so many steps in flight for each thread. With steps to spare threads only slow each other down; with just enough
+    /// they wait for each other too.
+    fn busy(&self, steps: u64) -> Plan {
+        let whole = vec![StagePlan::whole(0..self.network.layers.len())];
+        self.plan(0, whole, (steps * self.threads as u64).min(WORKERS_MAX), Publication::Continuous)
+    }
+
+    /// The bytes with which all that can be measured is.
+    pub fn trial_bytes(&self) -> u64 {
+        self.busy(2).bytes.total()
     }
 
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
@@ -256,9 +265,9 @@ impl Planner {
         json!({ "points": points.collect::<Vec<_>>(), "profile": prospects.profile, "step_rows": self.step_rows })
     }
 
-    /// Between the arrivals of the rows of two steps, in nanoseconds.
+    /// Between two steps where a plan keeps up with the rows that come, with something to spare, in nanoseconds.
     pub(super) fn step_interval(&self, row_interval: Option<Duration>) -> Option<f64> {
-        row_interval.map(|interval| interval.as_nanos() as f64 * self.step_rows as f64)
+        row_interval.map(|interval| interval.as_nanos() as f64 * self.step_rows as f64 * HEADROOM)
     }
 
     /// The plan that a person wrote, completed, from step `start` on; it must fit `budget_bytes`.

@@ -10,6 +10,7 @@ use super::pipeline::Pipeline;
 use super::plan::{Plan, Publication};
 use super::planner::{Planner, Prospects, Wish};
 use super::pool::Pool;
+use super::profile::Profile;
 use super::rate::Objective;
 use super::snapshot::NetworkSnapshot;
 use crate::fold::{
@@ -87,6 +88,8 @@ pub struct Trainer {
     pool: Option<Pool>,
     /// What plans cost and bring, once it was asked for.
     prospects: Option<Arc<Prospects>>,
+    /// Looks whether another plan would be better.
+    looks: u32,
     /// Looks in a row that found a much better plan.
     better: u32,
     /// Snapshots that readers may still hold.
@@ -103,8 +106,8 @@ impl Trainer {
         let (plan, minimum_bytes) = (pipeline.plan().clone(), planner.minimum(0).bytes.total());
         let pool = if let Executor::Threads(pool) = &executor { Some(pool.clone()) } else { None };
         let engine = Engine::new(pipeline, executor);
-        let (prospects, better, issued) = (None, 0, Vec::new());
-        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, pool, prospects, better, issued })
+        let (prospects, looks, better, issued) = (None, 0, 0, Vec::new());
+        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, pool, prospects, looks, better, issued })
     }
 
     /// Steps that were given so far; the fold is drained.
@@ -134,6 +137,22 @@ impl Trainer {
         let prospects = Arc::new(self.planner.prospects(profile));
         self.prospects = Some(prospects.clone());
         Ok(prospects)
+    }
+
+    /// A profile that tells more of the present than `known`, if there is any. At the first look, the second, the fourth, the eighth
+    /// and so on what the budget leaves free is used to measure again: what threads do to each other does not show in plans that use
+    /// only one, and it may have been measured while something else needed them. The least of it is believed.
+    fn revised(&self, known: &Profile, budget_bytes: u64) -> Result<Option<Profile>, FoldError> {
+        let free_bytes = budget_bytes.saturating_sub(self.plan.bytes.total());
+        if let Some(pool) = self.pool.as_ref().filter(|_| self.looks.is_power_of_two() && free_bytes >= self.planner.trial_bytes()) {
+            let measured = self.planner.measure(pool, free_bytes)?;
+            return Ok(Some(Profile {
+                slowdown_thousandths: measured.slowdown_thousandths.min(known.slowdown_thousandths),
+                stall_thousandths: measured.stall_thousandths.min(known.stall_thousandths),
+                ..measured
+            }));
+        }
+        Ok(self.planner.rates(known).revised(&self.plan, self.engine.at_rest()?.observed()))
     }
 
     fn set_plan(&mut self, plan: Arc<Plan>) {
@@ -182,8 +201,8 @@ impl Fold for Trainer {
     fn reconsider_plan(&mut self, demand: Demand) -> Result<Option<Value>, ProposalError> {
         let (start, budget_bytes) = (self.ordinal()?, demand.budget_bytes.unwrap_or(u64::MAX));
         let mut prospects = self.prospects(budget_bytes)?;
-        let rates = self.planner.rates(&prospects.profile);
-        if let Some(profile) = rates.revised(&self.plan, self.engine.at_rest()?.observed()) {
+        self.looks += 1;
+        if let Some(profile) = self.revised(&prospects.profile, budget_bytes)? {
             prospects = Arc::new(self.planner.prospects(profile));
             self.prospects = Some(prospects.clone());
         }

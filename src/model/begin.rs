@@ -228,6 +228,7 @@ impl Models {
             refusing: false,
             by_hand: followed.is_some_and(|planned| planned.by_hand),
             reviewed_at: Instant::now(),
+            behind_at: None,
         };
         Ok((live, driver))
     }

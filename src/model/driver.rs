@@ -73,6 +73,8 @@ pub(super) struct Driver {
     pub(super) by_hand: bool,
     /// When the plan was last chosen or looked at.
     pub(super) reviewed_at: Instant,
+    /// When more rows waited last than do for a model that keeps up.
+    pub(super) behind_at: Option<Instant>,
 }
 
 /// How the loop goes on.
@@ -150,6 +152,7 @@ impl Driver {
             return Ok(Next::Idle);
         };
         self.cursor.sequence = step.last();
+        self.note_if_behind();
         let mut outcomes = Vec::new();
         let began = Instant::now();
         let applied = self.fold.apply(step, &mut outcomes);
@@ -282,11 +285,17 @@ impl Driver {
         answer_to(reply, answer);
     }
 
-    /// What a plan is to be proposed for. A model that is behind wants to be as fast as it can, however fast rows come.
+    /// Notes that the model does not keep up.
+    fn note_if_behind(&mut self) {
+        if self.live.stream.head() - self.cursor.sequence > BEHIND_STEPS * self.fold.step_rows() as u64 {
+            self.behind_at = Some(Instant::now());
+        }
+    }
+
+    /// What a plan is to be proposed for. How fast rows come is known only from the time since the model was last behind: before, it
+    /// was the model that held up the posts.
     fn demand(&self, most_bytes: u64) -> Demand {
-        let behind = self.live.stream.head() - self.cursor.sequence > BEHIND_STEPS * self.fold.step_rows() as u64;
-        let row_interval = if behind { None } else { self.live.stream.row_interval() };
-        Demand { budget_bytes: Some(most_bytes), row_interval }
+        Demand { budget_bytes: Some(most_bytes), row_interval: self.live.stream.row_interval(self.behind_at) }
     }
 
     /// What a plan may hold at present.

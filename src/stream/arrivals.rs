@@ -20,8 +20,14 @@ const BLOCKS_LEAST: usize = 4;
 pub(super) struct Arrivals {
     /// When the block that is being gathered began, and after which row.
     begun: Option<(Instant, Sequence)>,
-    /// Nanoseconds per row, and rows.
-    blocks: VecDeque<(u64, u64)>,
+    blocks: VecDeque<Block>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    began: Instant,
+    nanoseconds_per_row: u64,
+    rows: u64,
 }
 
 impl Arrivals {
@@ -38,16 +44,18 @@ impl Arrivals {
         if self.blocks.len() == BLOCKS {
             self.blocks.pop_front();
         }
-        self.blocks.push_back((u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / rows, rows));
+        let nanoseconds_per_row = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / rows;
+        self.blocks.push_back(Block { began, nanoseconds_per_row, rows });
         self.begun = Some((now, head));
     }
 
-    /// Between two rows; none while too little has come.
-    pub(super) fn row_interval(&self) -> Option<Duration> {
-        if self.blocks.len() < BLOCKS_LEAST {
+    /// Between two rows since `after` (none: ever); none while too little has come.
+    pub(super) fn row_interval(&self, after: Option<Instant>) -> Option<Duration> {
+        let newer = self.blocks.iter().filter(|block| after.is_none_or(|after| block.began > after));
+        let mut blocks: Vec<(u64, u64)> = newer.map(|block| (block.nanoseconds_per_row, block.rows)).collect();
+        if blocks.len() < BLOCKS_LEAST {
             return None;
         }
-        let mut blocks: Vec<(u64, u64)> = self.blocks.iter().copied().collect();
         blocks.sort_unstable();
         let all: u64 = blocks.iter().map(|(_, rows)| rows).sum();
         let mut before = 0;
@@ -70,7 +78,7 @@ mod tests {
             (now, head) = (now + Duration::from_millis(after), head + rows);
             arrivals.note(head, now);
         }
-        arrivals.row_interval()
+        arrivals.row_interval(None)
     }
 
     #[test]
@@ -87,6 +95,16 @@ mod tests {
     fn rare_posts_of_many_rows_count_by_their_rows() {
         assert_eq!(estimate(std::iter::repeat_n((1000, 1000), 20)), Some(Duration::from_millis(1)));
         assert_eq!(estimate([(0, 10), (100, 10), (100, 10)]), None);
+    }
+
+    #[test]
+    fn what_came_before_a_moment_is_left_out() {
+        let (mut arrivals, start) = (Arrivals::default(), Instant::now());
+        for (number, milliseconds) in [0, 100, 200, 300, 400, 500, 510, 570, 630, 690, 750, 810].into_iter().enumerate() {
+            arrivals.note(20 * number as u64, start + Duration::from_millis(milliseconds));
+        }
+        assert_eq!(arrivals.row_interval(Some(start + Duration::from_millis(505))), Some(Duration::from_millis(3)));
+        assert_eq!(arrivals.row_interval(Some(start + Duration::from_millis(700))), None);
     }
 
     #[test]

@@ -128,9 +128,9 @@ impl Stream {
         self.head.load(Acquire)
     }
 
-    /// Between the arrivals of two rows lately; none while too few have come.
-    pub fn row_interval(&self) -> Option<Duration> {
-        self.arrivals.lock().row_interval()
+    /// Between the arrivals of two rows lately, since `after` (none: ever); none while too few have come.
+    pub fn row_interval(&self, after: Option<Instant>) -> Option<Duration> {
+        self.arrivals.lock().row_interval(after)
     }
 
     /// The oldest row that is kept and the newest; `(n + 1, n)` where none is kept.
