@@ -41,7 +41,7 @@ const FINE_THREADS: usize = 4;
 const THIN: usize = 64;
 const A_THOUSANDTH: f64 = 1.001;
 /// Plans as good as the best, within what a profile can tell: the one that gives up the least is taken.
-const AS_GOOD: f64 = 0.98;
+const AS_GOOD: f64 = 0.99;
 
 /// A plan on the frontier.
 #[derive(Clone, Debug)]

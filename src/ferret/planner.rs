@@ -1,6 +1,6 @@
 //! Choosing a plan: the best that fits a budget, or the one that a person wrote by hand, completed and reckoned.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ const SLOWDOWN: u64 = 1050;
 const STALL: u64 = 100;
 /// Of the time that rows take to arrive, what steps may take: arrivals come in bursts.
 const HEADROOM: f64 = 0.8;
+const STALL_RANGE: RangeInclusive<u64> = 30..=200;
 /// A step that takes longer is not tried in pipelines: somebody waits for the model to be made.
 const LONG_STEP_NANOSECONDS: u64 = 100_000_000;
 
@@ -134,19 +135,30 @@ impl Planner {
         if profile.threads == 1 || profile.step() > LONG_STEP_NANOSECONDS {
             return Ok(profile);
         }
-        let threads = profile.threads as u64;
-        let (spare, enough) = (self.busy(2), self.busy(1));
         let thousandths =
             |profile: &Profile, plan: &Plan, measured: u64| (measured as f64 / self.rates(profile).of(plan).period * 1e3) as u64;
+        let sequential = self.sequential(0, Publication::Continuous);
+        if sequential.bytes.total() <= budget_bytes {
+            // Medians of parts leave out what happens now and then.
+            let (_, median) = trial.period(&sequential, pool)?;
+            profile.scale(thousandths(&profile, &sequential, median));
+        }
+        let threads = profile.threads as u64;
+        let (spare, enough) = (self.busy(2), self.busy(1));
         if spare.bytes.total() <= budget_bytes {
             profile.slowdown_thousandths = 1000;
-            let slowdown = thousandths(&profile, &spare, trial.period(&spare, pool)?);
+            // Whatever else needs the processors only makes it longer.
+            let (least, _) = trial.period(&spare, pool)?;
+            let slowdown = thousandths(&profile, &spare, least);
             profile.slowdown_thousandths = slowdown.clamp(1000, 1000 * threads);
         }
         if enough.bytes.total() <= budget_bytes {
             profile.stall_thousandths = 0;
-            let stall = thousandths(&profile, &enough, trial.period(&enough, pool)?);
-            profile.stall_thousandths = stall.saturating_sub(1000).min(1000);
+            // How threads wait for each other differs from one moment to the next; a short trial may see none of it, or something
+            // else.
+            let (_, median) = trial.period(&enough, pool)?;
+            let stall = thousandths(&profile, &enough, median);
+            profile.stall_thousandths = stall.saturating_sub(1000).clamp(*STALL_RANGE.start(), *STALL_RANGE.end());
         }
         Ok(profile)
     }

@@ -103,12 +103,12 @@ impl Trial {
         Ok(Profile { threads: pool.threads(), handover: handover(pool)?, ..profile })
     }
 
-    /// Nanoseconds between the ends of two steps under a plan, each step as full as it may be, once the pipeline is full: the least of
-    /// several stretches, because whatever else needs the processors only makes it longer.
+    /// Nanoseconds between the ends of two steps under a plan, each step as full as it may be, once the pipeline is full: the least and
+    /// the median of several stretches.
     ///
     /// # Errors
     /// A kernel failed.
-    pub fn period(&self, plan: &Plan, pool: &Pool) -> Result<u64, FoldError> {
+    pub fn period(&self, plan: &Plan, pool: &Pool) -> Result<(u64, u64), FoldError> {
         let (network, optimiser) = (self.network.clone(), self.optimiser);
         let rows = made_up(&network, self.step_rows);
         let pipeline = Pipeline::new(network, optimiser, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
@@ -120,7 +120,7 @@ impl Trial {
             stretches.push(steps(&mut engine, &rows, count)? / count);
         }
         engine.drain(&mut Vec::new())?;
-        Ok(stretches.into_iter().min().unwrap_or_default())
+        Ok((stretches.iter().copied().min().unwrap_or_default(), median(stretches)))
     }
 
     /// Medians of several runs on this thread.
@@ -153,6 +153,15 @@ impl Trial {
 }
 
 impl Profile {
+    /// Takes every layer to cost so many thousandths of what was measured.
+    pub fn scale(&mut self, thousandths: u64) {
+        for layer in &mut self.layers {
+            for time in [&mut layer.forward, &mut layer.backward, &mut layer.update, &mut layer.copy] {
+                *time = time.saturating_mul(thousandths) / 1000;
+            }
+        }
+    }
+
     /// A whole step one task after the other, nothing handed over.
     pub fn step(&self) -> u64 {
         let layers = self.layers.iter().map(|layer| layer.forward + layer.backward + layer.update);

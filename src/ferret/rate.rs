@@ -20,8 +20,8 @@
 //! * the backwards and updates of one stage, of which each worker has one at a time, and its updates, which come one after the other.
 //!
 //! While several threads work, each is slower by what the profile has measured, and where there are no steps in flight to spare, they
-//! also wait for each other. A plan that publishes with nothing in flight stops
-//! once each publication until the pipeline is empty.
+//! also wait for each other. A plan that publishes with nothing in flight lets its pipeline become empty once each publication;
+//! threads then wait for the last steps where there were none to spare.
 
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub struct Rates<'a> {
     pub objective: Objective,
 }
 
+/// Of a period, how long threads wait on average while a pipeline empties that had no steps to spare.
+const EMPTYING: f64 = 0.5;
 /// How far observed times may be from the profile's before it is revised.
 const DRIFT: f64 = 0.1;
 
@@ -143,8 +145,10 @@ impl Rates<'_> {
         let published_period = match plan.publication {
             Publication::Continuous => period,
             Publication::AtDrain => {
-                let interval = self.objective.publish_interval.as_nanos().max(1) as f64;
-                period + (whole + handover - period).max(0.0) * (period / interval).min(1.0)
+                // The steps between two publications, at least those that are let in at once after one.
+                let interval = self.objective.publish_interval.as_nanos() as f64;
+                let steps = (interval / period).max(plan.in_flight() as f64);
+                period + (period * EMPTYING * self.short(plan) + handover) / steps
             }
         };
         Timing { period, published_period, latencies }
@@ -181,12 +185,15 @@ impl Rates<'_> {
         1.0 + (profile.slowdown_thousandths.max(1000) - 1000) as f64 / 1000.0 * others
     }
 
-    /// How much longer it is between steps because threads wait for each other: all of what was measured where there are no more
-    /// steps in flight than threads, and nothing where there are half as many more.
+    /// How much longer it is between steps because threads wait for each other.
     fn stall(&self, plan: &Plan) -> f64 {
+        self.short(plan) * self.profile.stall_thousandths as f64 / 1000.0
+    }
+
+    /// Whether steps in flight are short: 1 where there are no more than threads, 0 where there are half as many more, or only one.
+    fn short(&self, plan: &Plan) -> f64 {
         let (in_flight, threads) = (plan.in_flight() as f64, self.profile.threads.max(1) as f64);
-        let short = if plan.in_flight() == 1 { 0.0 } else { ((1.5 * threads - in_flight) / (0.5 * threads)).clamp(0.0, 1.0) };
-        short * self.profile.stall_thousandths as f64 / 1000.0
+        if plan.in_flight() == 1 { 0.0 } else { ((1.5 * threads - in_flight) / (0.5 * threads)).clamp(0.0, 1.0) }
     }
 
     fn threads(&self, plan: &Plan) -> f64 {

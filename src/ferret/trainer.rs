@@ -144,7 +144,9 @@ impl Trainer {
     /// only one, and it may have been measured while something else needed them. The least of it is believed.
     fn revised(&self, known: &Profile, budget_bytes: u64) -> Result<Option<Profile>, FoldError> {
         let free_bytes = budget_bytes.saturating_sub(self.plan.bytes.total());
-        if let Some(pool) = self.pool.as_ref().filter(|_| self.looks.is_power_of_two() && free_bytes >= self.planner.trial_bytes()) {
+        if let Some(pool) =
+            self.pool.as_ref().filter(|_| self.looks.is_power_of_two() && free_bytes >= self.planner.trial_bytes())
+        {
             let measured = self.planner.measure(pool, free_bytes)?;
             return Ok(Some(Profile {
                 slowdown_thousandths: measured.slowdown_thousandths.min(known.slowdown_thousandths),
