@@ -1,6 +1,6 @@
 //! Choosing a plan: the best that fits a budget, or the one that a person wrote by hand, completed and reckoned.
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,13 +23,10 @@ const OVERHEAD_BYTES: u64 = 32 << 10;
 /// Headers of the tensors that a step in flight has at a layer: output, stash, gradients.
 const STEP_TENSORS: u64 = 3;
 
-/// How much longer steps take while all threads have one, and between steps where threads wait for each other, in thousandths: where
-/// nobody could measure it.
+/// How much longer steps take while all threads have one, in thousandths, where nobody could measure it.
 const SLOWDOWN: u64 = 1050;
-const STALL: u64 = 100;
 /// Of the time that rows take to arrive, what steps may take: arrivals come in bursts.
 const HEADROOM: f64 = 0.8;
-const STALL_RANGE: RangeInclusive<u64> = 30..=200;
 /// A step that takes longer is not tried in pipelines: somebody waits for the model to be made.
 const LONG_STEP_NANOSECONDS: u64 = 100_000_000;
 
@@ -130,8 +127,8 @@ impl Planner {
         let recompute = minimum.stages.into_iter().flat_map(|stage| stage.recompute).collect();
         let trial = Trial { network: self.network.clone(), optimiser: self.optimiser, step_rows: self.step_rows, recompute };
         let profile = trial.run(pool)?;
-        let (slowdown_thousandths, stall_thousandths) = if profile.threads > 1 { (SLOWDOWN, STALL) } else { (1000, 0) };
-        let mut profile = Profile { slowdown_thousandths, stall_thousandths, ..profile };
+        let slowdown_thousandths = if profile.threads > 1 { SLOWDOWN } else { 1000 };
+        let mut profile = Profile { slowdown_thousandths, ..profile };
         if profile.threads == 1 || profile.step() > LONG_STEP_NANOSECONDS {
             return Ok(profile);
         }
@@ -144,21 +141,13 @@ impl Planner {
             profile.scale(thousandths(&profile, &sequential, median));
         }
         let threads = profile.threads as u64;
-        let (spare, enough) = (self.busy(2), self.busy(1));
+        let spare = self.busy();
         if spare.bytes.total() <= budget_bytes {
             profile.slowdown_thousandths = 1000;
             // Whatever else needs the processors only makes it longer.
             let (least, _) = trial.period(&spare, pool)?;
             let slowdown = thousandths(&profile, &spare, least);
             profile.slowdown_thousandths = slowdown.clamp(1000, 1000 * threads);
-        }
-        if enough.bytes.total() <= budget_bytes {
-            profile.stall_thousandths = 0;
-            // How threads wait for each other differs from one moment to the next; a short trial may see none of it, or something
-            // else.
-            let (_, median) = trial.period(&enough, pool)?;
-            let stall = thousandths(&profile, &enough, median);
-            profile.stall_thousandths = stall.saturating_sub(1000).clamp(*STALL_RANGE.start(), *STALL_RANGE.end());
         }
         Ok(profile)
     }
@@ -168,16 +157,15 @@ impl Planner {
         &self.footprint
     }
 
-    /// One stage with so many steps in flight for each thread. With steps to spare threads only slow each other down; with just enough
-    /// they wait for each other too.
-    fn busy(&self, steps: u64) -> Plan {
+    /// One stage with two steps in flight for each thread: threads never wait for each other, and only slow each other down.
+    fn busy(&self) -> Plan {
         let whole = vec![StagePlan::whole(0..self.network.layers.len())];
-        self.plan(0, whole, (steps * self.threads as u64).min(WORKERS_MAX), Publication::Continuous)
+        self.plan(0, whole, (2 * self.threads as u64).min(WORKERS_MAX), Publication::Continuous)
     }
 
     /// The bytes with which all that can be measured is.
     pub fn trial_bytes(&self) -> u64 {
-        self.busy(2).bytes.total()
+        self.busy().bytes.total()
     }
 
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.

@@ -3,8 +3,8 @@
 //!
 //! The trial runs real steps over made-up rows, layer by layer on a compute thread, and holds no more than a model under its
 //! smallest plan does: where that plan recomputes, the trial does too. A network of next to nothing tells what it costs to hand a
-//! task over. How much threads slow each other down, and how long they wait for each other, real pipelines of this network tell,
-//! where the budget has room for them ([`super::planner::Planner::measure`]).
+//! task over. How much threads slow each other down a real pipeline of this network tells,
+//! where the budget has room for it ([`super::planner::Planner::measure`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,9 +70,6 @@ pub struct Profile {
     pub threads: usize,
     /// How many times as long a step takes while all threads have one, in thousandths.
     pub slowdown_thousandths: u64,
-    /// How much longer it is between steps because threads wait for each other where there are no more steps in flight than threads,
-    /// in thousandths.
-    pub stall_thousandths: u64,
     /// Of each layer.
     pub layers: Vec<LayerTimes>,
 }

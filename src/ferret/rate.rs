@@ -76,6 +76,16 @@ const EMPTYING: f64 = 0.5;
 /// How far observed times may be from the profile's before it is revised.
 const DRIFT: f64 = 0.1;
 
+/// Where all threads are as busy as the steps in flight allow, neither one bounds the period alone: whatever takes a little longer
+/// makes a thread wait. It was a tenth in pipelines that were measured (`mustela bench planner`).
+const WAITING: f64 = 0.1;
+
+/// How much of that applies where the longest way round takes so many times what the work of all threads does: all of it at 1, none of
+/// it from two thirds down, where other steps fill every gap, and from one and a half up, where threads have nothing to wait with.
+fn tightness(ratio: f64) -> f64 {
+    if ratio <= 1.0 { (3.0 * ratio - 2.0).max(0.0) } else { (3.0 - 2.0 * ratio).max(0.0) }
+}
+
 /// When a plan's steps are where, in nanoseconds, whatever its stages accumulate.
 #[derive(Clone, Debug)]
 pub struct Timing {
@@ -125,8 +135,8 @@ impl Rates<'_> {
         let (handover, admission) = (profile.handover as f64, (profile.admission + profile.handover) as f64);
         let stages: Vec<StageTimes> = (0..plan.stages.len()).map(|number| self.stage(plan, number)).collect();
         let work = stages.iter().map(|stage| stage.forward + (stage.backward + stage.update) / stage.every).sum::<f64>();
-        let mut period = ((admission + work) / self.threads(plan)).max(admission);
-        let mut latencies = vec![0.0; stages.len()];
+        let busy = (admission + work) / self.threads(plan);
+        let (mut way, mut latencies) = (admission, vec![0.0; stages.len()]);
         let (up, mut round, mut down) = (stages.iter().map(|stage| stage.forward).sum::<f64>(), 0.0, 0.0);
         for (number, stage) in stages.iter().enumerate().rev() {
             down += stage.backward;
@@ -134,13 +144,15 @@ impl Rates<'_> {
             let (lag, update) = (plan.lag(number) as f64, stage.update / stage.every);
             // A backward waits for the update by the step that many workers before it.
             let turn = (stage.backward / stage.every + update) / plan.workers as f64;
-            period = period.max((round + update) / lag).max(turn).max(update);
+            way = way.max((round + update) / lag).max(turn).max(update);
             latencies[number] = admission + up + down + stage.update;
         }
         let whole = admission + round + stages.first().map_or(0.0, |lowest| lowest.update / lowest.every);
-        period = period.max(whole / plan.in_flight() as f64);
+        way = way.max(whole / plan.in_flight() as f64);
+        // One thread has nobody to wait for.
+        let tight = if self.threads(plan) > 1.0 { tightness(way / busy) } else { 0.0 };
         let slowdown = self.slowdown(plan);
-        period *= slowdown * (1.0 + self.stall(plan));
+        let period = way.max(busy) * slowdown * (1.0 + WAITING * tight);
         latencies.iter_mut().for_each(|latency| *latency *= slowdown);
         let published_period = match plan.publication {
             Publication::Continuous => period,
@@ -148,7 +160,7 @@ impl Rates<'_> {
                 // The steps between two publications, at least those that are let in at once after one.
                 let interval = self.objective.publish_interval.as_nanos() as f64;
                 let steps = (interval / period).max(plan.in_flight() as f64);
-                period + (period * EMPTYING * self.short(plan) + handover) / steps
+                period + (period * EMPTYING * tight + handover) / steps
             }
         };
         Timing { period, published_period, latencies }
@@ -183,17 +195,6 @@ impl Rates<'_> {
         // Linear between one thread, which nobody slows down, and all of them.
         let others = (self.threads(plan) - 1.0) / (profile.threads.max(2) - 1) as f64;
         1.0 + (profile.slowdown_thousandths.max(1000) - 1000) as f64 / 1000.0 * others
-    }
-
-    /// How much longer it is between steps because threads wait for each other.
-    fn stall(&self, plan: &Plan) -> f64 {
-        self.short(plan) * self.profile.stall_thousandths as f64 / 1000.0
-    }
-
-    /// Whether steps in flight are short: 1 where there are no more than threads, 0 where there are half as many more, or only one.
-    fn short(&self, plan: &Plan) -> f64 {
-        let (in_flight, threads) = (plan.in_flight() as f64, self.profile.threads.max(1) as f64);
-        if plan.in_flight() == 1 { 0.0 } else { ((1.5 * threads - in_flight) / (0.5 * threads)).clamp(0.0, 1.0) }
     }
 
     fn threads(&self, plan: &Plan) -> f64 {

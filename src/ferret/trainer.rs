@@ -150,7 +150,6 @@ impl Trainer {
             let measured = self.planner.measure(pool, free_bytes)?;
             return Ok(Some(Profile {
                 slowdown_thousandths: measured.slowdown_thousandths.min(known.slowdown_thousandths),
-                stall_thousandths: measured.stall_thousandths.min(known.stall_thousandths),
                 ..measured
             }));
         }

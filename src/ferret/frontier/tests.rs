@@ -45,9 +45,7 @@ fn instance() -> impl Strategy<Value = (Planner, Profile)> {
             let layers = layers.map(|(forward, backward, update, copy)| LayerTimes { forward, backward, update, copy });
             let (admission, loss, handover) = (1_000, 500, 300);
             let layers = layers.collect();
-            let stall_thousandths = (slowdown_thousandths - 1_000) / 4;
-            let profile =
-                Profile { step_rows, admission, loss, handover, threads, slowdown_thousandths, stall_thousandths, layers };
+            let profile = Profile { step_rows, admission, loss, handover, threads, slowdown_thousandths, layers };
             (recipe.planner(), profile)
         },
     )
@@ -153,7 +151,7 @@ fn the_best_gives_up_nothing_that_brings_nothing() {
     let profile = Profile { step_rows: 4, handover: 300, threads: 2, slowdown_thousandths: 1_050, layers, ..Profile::default() };
     let frontier = planner.frontier(&profile);
     let best = frontier.best(u64::MAX, None).unwrap();
-    assert_eq!(best.workers * best.stages.len() as u64, 2, "two threads need two steps in flight and no more");
+    assert_eq!(best.workers * best.stages.len() as u64, 3, "two threads, and a step in flight to spare");
     assert!(best.stages.iter().all(|stage| stage.accumulation == 1 && stage.stride == 1 && stage.recompute.is_empty()));
     assert_eq!(best.publication, Publication::Continuous);
     // Steps that come once a second are learned as they come by any plan: one at a time misses no update.
