@@ -16,9 +16,9 @@
 //! The smallest is one step after the other, recomputed. A cut can take some bytes of scratch less than that; it is passed over, so that
 //! the minimum of a model does not depend on times.
 //!
-//! No plan within these is better (a property test holds it to brute force). With more than [`FINE_THREADS`] threads there are so many
+//! No plan within these is better (a property test holds it to brute force). With more than `FINE_THREADS` threads there are so many
 //! that the search is coarser: fewer numbers of workers, of recomputed stages and of versions, strides that are nested as they fit or
-//! the paper's, and of more than [`THIN`] combinations of accumulation those that bring less than a thousandth more are passed over.
+//! the paper's, and of more than `THIN` combinations of accumulation those that bring less than a thousandth more are passed over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
