@@ -188,7 +188,7 @@ impl Driver {
     fn skip_if_over(&mut self) -> Result<(), ModelError> {
         let Some(window) = self.window.filter(|_| self.cursor.sequence >= self.known) else { return Ok(()) };
         let head = self.live.stream.head();
-        if head - self.cursor.sequence <= window.rows {
+        if head.saturating_sub(self.cursor.sequence) <= window.rows {
             return Ok(());
         }
         self.drain()?;
@@ -287,7 +287,8 @@ impl Driver {
 
     /// Notes that the model does not keep up.
     fn note_if_behind(&mut self) {
-        if self.live.stream.head() - self.cursor.sequence > BEHIND_STEPS * self.fold.step_rows() as u64 {
+        // A row can be read from the log an instant before the stream's head says so.
+        if self.live.stream.head().saturating_sub(self.cursor.sequence) > BEHIND_STEPS * self.fold.step_rows() as u64 {
             self.behind_at = Some(Instant::now());
         }
     }
