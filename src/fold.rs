@@ -224,8 +224,8 @@ pub trait Fold: Send {
     /// Finishes every step in flight. It changes no value: a drained fold goes on as one that was not.
     fn drain(&mut self, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError>;
 
-    /// The best plan for what is asked for, without following it; the fold is drained. Never called in replay. A member `start` of
-    /// it, if there is one, says with which step it begins; all else is the plan itself.
+    /// The best plan for what is asked for, without following it; the fold is drained. Never called in replay. Members of
+    /// it may be `start`, with which step it begins, and `reckoned`, what it was chosen for; all else is the plan itself.
     fn propose_plan(&mut self, demand: Demand) -> Result<serde_json::Value, ProposalError>;
 
     /// A plan that is so much better than the one that is followed, by what has been observed of it since this was last asked, that

@@ -182,7 +182,7 @@ fn print(plan: &Plan, said: &Value) {
             names.join(", "),
             plan.lag(number) - 1,
             plan.versions(number),
-            stage.accumulation,
+            stage.accumulation * plan.learns_every(number),
             if stage.recompute.is_empty() { "activations kept".into() } else { format!("recomputed from {:?}", stage.recompute) }
         );
     }

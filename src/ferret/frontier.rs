@@ -37,6 +37,8 @@ const PARTITIONS_MAX: usize = 256;
 const STRIDE_FACTORS: [u64; 3] = [1, 2, 3];
 /// Threads up to which every combination is tried.
 const FINE_THREADS: usize = 4;
+/// Stages up to which every chain of strides is tried: their number grows with each stage.
+const FINE_STAGES: usize = 6;
 /// Combinations of accumulation that are kept whatever they bring, and what one more of them has to bring beyond the one before.
 const THIN: usize = 64;
 const A_THOUSANDTH: f64 = 1.001;
@@ -193,7 +195,7 @@ impl<'a> Space<'a> {
         if !self.planner.may_omit {
             return chains(stages, workers, |_, _| vec![1]);
         }
-        if self.is_fine() {
+        if self.is_fine() && stages <= FINE_STAGES {
             return chains(stages, workers, |above, resident| {
                 let factors = STRIDE_FACTORS.map(|factor| factor * above).into_iter();
                 factors.filter(|&every| every <= nested(above, resident)).chain([papers(above, resident)]).collect()
@@ -349,7 +351,7 @@ impl Space<'_> {
 
 /// Of combinations with the fewest bytes first, those whose value is more than `factor` times the one before.
 fn beyond(mut merged: Vec<Merged>, factor: f64) -> Vec<Merged> {
-    let mut best = 0.0;
+    let mut best = f64::NEG_INFINITY;
     merged.retain(|option| {
         let better = option.value > best * factor;
         best = if better { option.value } else { best };

@@ -299,7 +299,10 @@ impl Pipeline {
     /// Brings the result of a task back.
     pub fn complete(&mut self, done: Done) {
         let Done { task, gave, nanoseconds } = done;
-        self.observed.note(task, nanoseconds);
+        // With accumulation most updates only add to a sum: their times would tell little.
+        if !matches!(task, Task::Update { stage, .. } if self.context.plan.stages[stage].accumulation > 1) {
+            self.observed.note(task, nanoseconds);
+        }
         match gave {
             Ok(gave) => {
                 let refused = self.note(task, gave);

@@ -245,8 +245,8 @@ impl Planner {
     }
 
     /// What a plan brings.
-    pub fn reckon(&self, plan: &Plan, prospects: &Prospects) -> Reckoned {
-        reckoned(self.rates(&prospects.profile).of(plan), &prospects.profile)
+    pub fn reckon(&self, plan: &Plan, profile: &Profile) -> Reckoned {
+        reckoned(self.rates(profile).of(plan), profile)
     }
 
     /// The frontier as doors and commands tell it, with the profile that it was reckoned from.

@@ -31,6 +31,8 @@ use crate::rows::{Block, Element, Rows, Target};
 /// Runs of a trial, at least and at most, and the time in which more than the least are begun.
 const RUNS: std::ops::RangeInclusive<usize> = 3..=41;
 const TRIAL_SECONDS: f64 = 0.15;
+/// A trial ends with the run that makes it take so long: somebody waits for the model to be made.
+const SLOW_SECONDS: f64 = 1.0;
 /// Runs that only warm up caches.
 const WARM_RUNS: usize = 1;
 /// Stretches of steps under a plan at least, and steps of each.
@@ -44,6 +46,7 @@ const HANDOVER_TASKS: u64 = 4;
 
 /// Times of one layer in a step of as many rows as the plan allows, in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LayerTimes {
     /// Of its forward.
     pub forward: u64,
@@ -57,6 +60,7 @@ pub struct LayerTimes {
 
 /// What a step costs, in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Profile {
     /// Rows of the steps that were measured.
     pub step_rows: usize,
@@ -128,12 +132,13 @@ impl Trial {
         let mut began = Instant::now();
         for run in 0..WARM_RUNS + RUNS.end() {
             let measured = bench.step()?;
-            if run < WARM_RUNS {
+            let slow = began.elapsed().as_secs_f64() > SLOW_SECONDS;
+            if run < WARM_RUNS && !slow {
                 began = Instant::now();
                 continue;
             }
             runs.push(measured);
-            if runs.len() >= *RUNS.start() && began.elapsed().as_secs_f64() > TRIAL_SECONDS {
+            if slow || runs.len() >= *RUNS.start() && began.elapsed().as_secs_f64() > TRIAL_SECONDS {
                 break;
             }
         }

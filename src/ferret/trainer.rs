@@ -29,6 +29,8 @@ const READER_WAIT: Duration = Duration::from_micros(50);
 /// How much more another plan must bring to be worth a change, and how many looks in a row must find that: times vary.
 const WORTH_A_CHANGE: f64 = 1.1;
 const LOOKS_BEFORE_A_CHANGE: u32 = 2;
+/// Networks of longer steps are not measured again: nothing is learned meanwhile.
+const QUICK_STEP_NANOSECONDS: u64 = 30_000_000;
 
 /// What a network's trainer is made of.
 #[derive(Clone, Debug)]
@@ -127,11 +129,13 @@ impl Trainer {
             return Ok(prospects.clone());
         }
         let layers = self.planner.network.layers.len();
-        let known = self.plan.reckoned.as_ref().map(|reckoned| &reckoned.profile);
-        let known = known.filter(|known| known.threads == self.planner.threads && known.layers.len() == layers);
+        let known = self.plan.reckoned.as_ref().map(|reckoned| &reckoned.profile).filter(|known| {
+            let (threads, step_rows) = (self.planner.threads, self.planner.step_rows);
+            known.threads == threads && known.step_rows == step_rows && known.layers.len() == layers
+        });
         let profile = match (known, &self.pool) {
             (Some(profile), _) => profile.clone(),
-            (None, Some(pool)) => self.planner.measure(pool, budget_bytes)?,
+            (None, Some(pool)) => self.planner.measure(pool, budget_bytes.saturating_sub(self.plan.bytes.total()))?,
             (None, None) => return Err(FoldError::Contract("plans are compared on compute threads, and there are none".into())),
         };
         let prospects = Arc::new(self.planner.prospects(profile));
@@ -144,9 +148,9 @@ impl Trainer {
     /// only one, and it may have been measured while something else needed them. The least of it is believed.
     fn revised(&self, known: &Profile, budget_bytes: u64) -> Result<Option<Profile>, FoldError> {
         let free_bytes = budget_bytes.saturating_sub(self.plan.bytes.total());
-        if let Some(pool) =
-            self.pool.as_ref().filter(|_| self.looks.is_power_of_two() && free_bytes >= self.planner.trial_bytes())
-        {
+        let quick = known.step() <= QUICK_STEP_NANOSECONDS;
+        let may = quick && self.looks.is_power_of_two() && free_bytes >= self.planner.trial_bytes();
+        if let Some(pool) = self.pool.as_ref().filter(|_| may) {
             let measured = self.planner.measure(pool, free_bytes)?;
             return Ok(Some(Profile {
                 slowdown_thousandths: measured.slowdown_thousandths.min(known.slowdown_thousandths),
@@ -230,7 +234,10 @@ impl Fold for Trainer {
         let wish: Wish = serde_json::from_value(wish.clone()).map_err(refused)?;
         let start = self.ordinal().unwrap_or(self.plan.start);
         let plan = self.planner.complete(start, &wish, budget_bytes)?;
-        let reckoned = self.prospects.as_ref().map(|prospects| self.planner.reckon(&plan, prospects));
+        let known = self.prospects.as_ref().map(|prospects| &prospects.profile);
+        let known = known.or(self.plan.reckoned.as_ref().map(|reckoned| &reckoned.profile));
+        let known = known.filter(|known| known.layers.len() == self.planner.network.layers.len());
+        let reckoned = known.map(|profile| self.planner.reckon(&plan, profile));
         Ok(json!(Plan { reckoned, ..plan }))
     }
 

@@ -60,12 +60,13 @@ pub struct Planned {
     pub plan: serde_json::Value,
 }
 
-/// Whether two plans say the same, wherever each begins ([`crate::fold::Fold::propose_plan`]).
+/// Whether two plans say the same, wherever each begins and whatever it was chosen for ([`crate::fold::Fold::propose_plan`]).
 pub fn same_plan(one: &serde_json::Value, other: &serde_json::Value) -> bool {
+    let said = |key: &String| key != "start" && key != "reckoned";
     match (one.as_object(), other.as_object()) {
         (Some(one), Some(other)) => {
-            let said = |plan: &serde_json::Map<String, serde_json::Value>| plan.iter().filter(|(key, _)| *key != "start").count();
-            said(one) == said(other) && one.iter().all(|(key, value)| key == "start" || other.get(key) == Some(value))
+            let count = |plan: &serde_json::Map<String, serde_json::Value>| plan.keys().filter(|key| said(key)).count();
+            count(one) == count(other) && one.iter().all(|(key, value)| !said(key) || other.get(key) == Some(value))
         }
         _ => one == other,
     }

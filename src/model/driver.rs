@@ -261,7 +261,11 @@ impl Driver {
                 self.conclude(reply, answer);
             }
             Command::Frontier(reply) => {
-                let answer = self.drain().map_err(|error| ChangeError::Failed(error.to_string()));
+                let drained = self.drain().and_then(|()| self.publish_if_due(true));
+                if let Err(error) = &drained {
+                    self.broken = Some(error.to_string());
+                }
+                let answer = drained.map_err(|error| ChangeError::Failed(error.to_string()));
                 // The client may have gone.
                 drop(reply.send(answer.and_then(|()| Ok(self.fold.frontier()?))));
             }
@@ -308,11 +312,15 @@ impl Driver {
     /// Follows a much better plan, where what was observed of the present one says that there is one.
     fn review_if_due(&mut self) -> Result<(), ModelError> {
         let interval = self.ground.settings.review_interval;
-        if interval.is_zero() || self.reviewed_at.elapsed() < interval || !self.decisions.is_empty() || self.by_hand {
+        // Rows that were known at the start may have been learned, and seen to be, under the present plan.
+        let replays = !self.decisions.is_empty() || self.cursor.sequence < self.known;
+        if interval.is_zero() || self.reviewed_at.elapsed() < interval || replays || self.by_hand {
             return Ok(());
         }
         self.reviewed_at = Instant::now();
         self.drain()?;
+        // Readers have the newest while it is measured.
+        self.publish_if_due(true)?;
         let demand = self.demand(self.most_bytes());
         match self.fold.reconsider_plan(demand) {
             Ok(None) | Err(ProposalError::BelowMinimum(_)) => Ok(()),
