@@ -123,7 +123,7 @@ impl Work {
     }
 }
 
-fn carry_out(context: &Arc<Context>, task: Task, given: Given) -> Result<Gave, FoldError> {
+fn carry_out(context: &Context, task: Task, given: Given) -> Result<Gave, FoldError> {
     match (given, task) {
         (Given::Step { step, statistics, superseded }, _) => admit(context, &step, statistics, superseded),
         (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {

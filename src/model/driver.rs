@@ -2,7 +2,8 @@
 //!
 //! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, answer what doors
 //! ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
-//! publish, write checkpoints, look whether another plan would be much better. Nobody pushes into it, and after a crash it does the same from the last checkpoint on, with the decisions that it finds instead of new ones.
+//! publish, write checkpoints, look whether another plan would be much better. Nobody pushes into it, and after a crash it does the
+//! same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -247,12 +248,8 @@ impl Driver {
             }
             Command::Plan(wish, reply) => {
                 let answer = self.change(|driver| {
-                    let (budget_bytes, allotted_bytes) = {
-                        let status = driver.live.status.lock();
-                        (status.budget_bytes, status.allotted_bytes)
-                    };
                     let plan = driver.fold.complete_plan(&wish, driver.most_bytes())?;
-                    Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes, by_hand: true, plan })))
+                    Ok(Some(driver.planned(true, plan)))
                 });
                 self.conclude(reply, answer);
             }
@@ -309,6 +306,12 @@ impl Driver {
         self.ground.within(status.budget_bytes).min(status.allotted_bytes.unwrap_or(u64::MAX))
     }
 
+    /// A plan within the limits that hold.
+    fn planned(&self, by_hand: bool, plan: serde_json::Value) -> What {
+        let status = self.live.status.lock();
+        What::Plan(Planned { budget_bytes: status.budget_bytes, allotted_bytes: status.allotted_bytes, by_hand, plan })
+    }
+
     /// Follows a much better plan, where what was observed of the present one says that there is one.
     fn review_if_due(&mut self) -> Result<(), ModelError> {
         let interval = self.ground.settings.review_interval;
@@ -325,15 +328,11 @@ impl Driver {
         match self.fold.reconsider_plan(demand) {
             Ok(None) | Err(ProposalError::BelowMinimum(_)) => Ok(()),
             Ok(Some(plan)) => {
-                let (budget_bytes, allotted_bytes) = {
-                    let status = self.live.status.lock();
-                    (status.budget_bytes, status.allotted_bytes)
-                };
                 tracing::info!(
                     model = self.live.name,
                     "another plan brings much more than the present one, by what was observed"
                 );
-                self.decide(What::Plan(Planned { budget_bytes, allotted_bytes, by_hand: false, plan }))
+                self.decide(self.planned(false, plan))
             }
             Err(ProposalError::Fold(error)) => Err(error.into()),
         }
