@@ -156,6 +156,8 @@ pub struct Planner {
     pub half_life_ms: u64,
     /// Between two looks whether another plan would be better.
     pub review_seconds: u64,
+    /// Steps in flight that a plan may have; 0 for as many as can keep the threads busy.
+    pub in_flight_max: u64,
 }
 
 /// The threads that train; read by `ferret`.
@@ -246,7 +248,7 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 26] {
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 27] {
         let Self { memory, log, http, model, checkpoint, planner, compute, predict, .. } = self;
         [
             ("memory.reserve_bytes", memory.reserve_bytes, 0..=1024 * GIB),
@@ -270,6 +272,7 @@ impl Config {
             ("checkpoint.interval_seconds", checkpoint.interval_seconds, 1..=86_400),
             ("planner.half_life_ms", planner.half_life_ms, 1..=86_400_000),
             ("planner.review_seconds", planner.review_seconds, 0..=86_400),
+            ("planner.in_flight_max", planner.in_flight_max, 0..=1 << 16),
             ("compute.threads", compute.threads as u64, 0..=1024),
             ("compute.nice", u64::from(compute.nice), 0..=19),
             ("predict.threads", predict.threads as u64, 1..=1024),

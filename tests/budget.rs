@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Client, ONE_THREAD, Running, points, points_model, points_schema};
+use support::{Client, IN_ORDER, Running, points, points_model, points_schema};
 
 async fn budget(client: &Client, bytes: impl Into<Value>) -> support::Answer {
     client.put("/v1/models/m/memory-budget", &json!({ "budget": bytes.into() })).await
@@ -14,7 +14,7 @@ async fn budget(client: &Client, bytes: impl Into<Value>) -> support::Answer {
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_are_the_same_bits_across_a_change() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[("checkpoint.interval_rows", "1000000"), ONE_THREAD]).await;
+    let running = Running::start(folder.path(), &[("checkpoint.interval_rows", "1000000"), IN_ORDER]).await;
     let client = &running.client;
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     client.put("/v1/models/m", &points_model("points")).await.expect(201);

@@ -19,7 +19,7 @@ use mustela::rows::Rows;
 use mustela::shutdown;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use support::{Answer, Client, ONE_THREAD, Running, points, points_model, points_schema};
+use support::{Answer, Client, IN_ORDER, Running, points, points_model, points_schema};
 
 const DOOR: &str = "/v1/memory-budget";
 /// What the default configuration keeps back.
@@ -69,7 +69,7 @@ async fn hashes(folder: &tempfile::TempDir) -> (Value, Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_of_models_shift_bytes_and_no_weight_of_a_network() {
     let folder = tempfile::tempdir().unwrap();
-    let running = two(&folder, &[ONE_THREAD]).await;
+    let running = two(&folder, &[IN_ORDER]).await;
     let client = &running.client;
     let at_first = memory(client).await;
     let (minimum, best) = (bytes(&at_first, "a", "minimum_bytes"), bytes(&at_first, "a", "planned_bytes"));
@@ -122,7 +122,7 @@ async fn weights_of_models_shift_bytes_and_no_weight_of_a_network() {
     let (a, b) = hashes(&folder).await;
     assert_eq!(a, b);
     let other = tempfile::tempdir().unwrap();
-    let undisturbed = two(&other, &[ONE_THREAD]).await;
+    let undisturbed = two(&other, &[IN_ORDER]).await;
     post(&undisturbed.client, 0..20).await;
     undisturbed.client.settled("a").await;
     undisturbed.client.settled("b").await;

@@ -19,7 +19,7 @@ use mustela::rows::Rows;
 use mustela::shutdown;
 use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
-use support::{Client, ONE_THREAD, Process, Running, points, points_model, points_schema};
+use support::{Client, IN_ORDER, Process, Running, points, points_model, points_schema};
 
 /// A points model that holds at most 100 waiting rows, and keeps the newest 40 of more.
 fn skipping(stream: &str) -> Value {
@@ -42,7 +42,7 @@ const KILL: usize = 6;
 
 /// The state's hash, the counters and the scores of `m` after all posts, with a kill -9 in between where `kill` says so.
 async fn run(folder: &Path, interval_rows: &str, kill: bool) -> (Value, Value, Value) {
-    let settings = [("checkpoint.interval_rows", interval_rows), ONE_THREAD];
+    let settings = [("checkpoint.interval_rows", interval_rows), IN_ORDER];
     let mut process = Process::start(folder, &settings);
     process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
     process.client.put("/v1/models/m", &skipping("points")).await.expect(201);
@@ -80,7 +80,7 @@ async fn skips_are_replayed_to_the_bit_and_teach_nothing() {
 
     // A model that is given exactly the rows that were kept, by the same posts, is the same model.
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
+    let running = Running::start(folder.path(), &[IN_ORDER]).await;
     running.client.put("/v1/streams/kept", &points_schema()).await.expect(201);
     running.client.put("/v1/models/m", &points_model("kept")).await.expect(201);
     let mut first = 0;

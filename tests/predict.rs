@@ -14,7 +14,7 @@ use mustela::model::kind::{Given, Kind, Kinds, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
 use serde_json::json;
-use support::{Client, Running, points, points_model, points_schema};
+use support::{Client, IN_ORDER, Running, points, points_model, points_schema};
 
 /// A kind whose trainer never ends its first step: it stands where a real one would be slow.
 struct Frozen;
@@ -119,7 +119,7 @@ async fn a_thousand_predictions_with_the_trainer_frozen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn predicting_changes_nothing_and_names_the_version() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[("checkpoint.interval_rows", "100")]).await;
+    let running = Running::start(folder.path(), &[("checkpoint.interval_rows", "100"), IN_ORDER]).await;
     let client = &running.client;
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     client.put("/v1/models/asked", &points_model("points")).await.expect(201);

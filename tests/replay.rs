@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::json;
-use support::{Client, ONE_THREAD, Process, points, points_model, points_schema};
+use support::{Client, IN_ORDER, Process, points, points_model, points_schema};
 
 const BATCHES: usize = 40;
 const BATCH_ROWS: usize = 25;
@@ -44,7 +44,7 @@ async fn hash_of(process: Process, folder: &std::path::Path) -> (String, serde_j
 
 async fn run(interval_rows: &str, kill: bool) -> (String, serde_json::Value) {
     let folder = tempfile::tempdir().unwrap();
-    let settings = [("checkpoint.interval_rows", interval_rows), ONE_THREAD];
+    let settings = [("checkpoint.interval_rows", interval_rows), IN_ORDER];
     let mut process = Process::start(folder.path(), &settings);
     create(&process.client).await;
     let minimum = process.client.get("/v1/models/m/memory-budget").await.expect(200)["minimum_bytes"].clone();

@@ -10,14 +10,14 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::{ONE_THREAD, Running, points, points_model, points_schema};
+use support::{IN_ORDER, Running, points, points_model, points_schema};
 
 const BATCHES: &str = "/v1/streams/points/batches";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_format_and_encoding_gives_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
+    let running = Running::start(folder.path(), &[IN_ORDER]).await;
     let client = &running.client;
     let rows = points(0, 48);
     let list = rows["rows"].as_array().unwrap();
@@ -83,7 +83,7 @@ async fn a_long_post_is_one_batch_in_several_records() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_is_too_far_behind_pushes_back_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
+    let running = Running::start(folder.path(), &[]).await;
     let client = &running.client;
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     let mut model = points_model("points");
@@ -117,7 +117,7 @@ async fn a_model_that_is_too_far_behind_pushes_back_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_is_made_on_a_long_stream_does_not_stop_it() {
     let folder = tempfile::tempdir().unwrap();
-    let running = Running::start(folder.path(), &[ONE_THREAD]).await;
+    let running = Running::start(folder.path(), &[]).await;
     let client = &running.client;
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     client.post_json(BATCHES, &points(0, 5000)).await.expect(202);

@@ -189,6 +189,7 @@ pub(super) fn objective(config: &Config) -> Objective {
         half_life: Duration::from_millis(config.planner.half_life_ms),
         // A snapshot is begun at half the interval.
         publish_interval: Duration::from_millis(config.model.publish_interval_ms) / 2,
+        in_flight_max: Some(config.planner.in_flight_max).filter(|&most| most > 0),
     }
 }
 

@@ -118,7 +118,8 @@ impl<'a> Space<'a> {
 
     /// Steps in flight that a plan may have.
     pub(super) fn in_flight_max(&self) -> u64 {
-        IN_FLIGHT_PER_THREAD * self.planner.threads as u64
+        let busy = IN_FLIGHT_PER_THREAD * self.planner.threads as u64;
+        self.planner.objective.in_flight_max.map_or(busy, |most| busy.min(most.max(1)))
     }
 
     /// Whether every combination is tried.
@@ -301,6 +302,7 @@ impl Space<'_> {
     fn offer_accumulated(&self, plan: &Plan, minimum_bytes: u64, frontier: &mut Frontier) {
         let continuous = Plan { publication: Publication::Continuous, ..plan.clone() };
         let drained = Plan { publication: Publication::AtDrain, ..plan.clone() };
+        let teaches = self.rates.teaches(plan);
         let timings = [(&continuous, self.rates.timing(&continuous)), (&drained, self.rates.timing(&drained))];
         for merged in self.merge(plan, &timings[0].1) {
             for (published, timing) in &timings {
@@ -309,7 +311,7 @@ impl Space<'_> {
                 if bytes < minimum_bytes {
                     continue;
                 }
-                let rate = Rate { period: timing.published_period, value: merged.value };
+                let rate = Rate { period: timing.published_period, value: teaches * merged.value };
                 frontier.offer(bytes, rate, || {
                     let mut stages = plan.stages.clone();
                     for (stage, accumulation) in stages.iter_mut().zip(&merged.accumulations) {

@@ -21,9 +21,8 @@ use mustela::shutdown::{self, Trigger};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-/// With one compute thread the planner chooses one step after the other, whatever it measured, so that two services that are given the
-/// same rows come to the same bits.
-pub const ONE_THREAD: (&str, &str) = ("compute.threads", "1");
+/// One step after the other, whatever the planner measured, so that two services that are given the same rows come to the same bits.
+pub const IN_ORDER: (&str, &str) = ("planner.in_flight_max", "1");
 
 /// An answer: status, headers, and the body as JSON (a string where it is not).
 #[derive(Debug)]

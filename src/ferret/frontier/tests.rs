@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::super::profile::{LayerTimes, Observed};
+use super::super::rate::Objective;
 use super::super::schedule::Task;
 use super::super::trainer::Recipe;
 use super::*;
@@ -160,6 +161,27 @@ fn the_best_gives_up_nothing_that_brings_nothing() {
     let least = frontier.points()[0].bytes;
     assert!(frontier.best(least - 1, None).is_none());
     assert_eq!(frontier.best(least, None).unwrap().bytes, least);
+}
+
+#[test]
+fn updates_that_are_missed_cost() {
+    let planner = Recipe::new(network(&[30, 30, 30]), 4, 2).planner();
+    let times = LayerTimes { forward: 10_000, backward: 20_000, update: 2_000, copy: 1_000 };
+    let layers = vec![times; planner.network.layers.len()];
+    let profile = Profile { step_rows: 4, handover: 300, threads: 2, slowdown_thousandths: 1_050, layers, ..Profile::default() };
+    let rates = planner.rates(&profile);
+    let whole = vec![StagePlan::whole(0..planner.network.layers.len())];
+    let teaches = |stages: &[StagePlan], workers| {
+        (1e6 * rates.teaches(&planner.plan(0, stages.to_vec(), workers, Publication::Continuous))).round()
+    };
+    assert_eq!([1, 2, 4].map(|workers| teaches(&whole, workers)), [1e6, 961_538.0, 735_294.0]);
+    // As many steps in flight in stages: the last of four layers that learn misses nothing, the lowest misses one.
+    let stages = [StagePlan::whole(0..2), StagePlan::whole(2..planner.network.layers.len())];
+    assert_eq!(teaches(&stages, 1), 997_506.0);
+    let objective = Objective { in_flight_max: Some(1), ..Objective::default() };
+    let in_order = Recipe { objective, ..Recipe::new(planner.network.clone(), 4, 2) }.planner();
+    let best = in_order.frontier(&profile);
+    assert!(best.points().iter().all(|point| point.workers * point.stages.len() as u64 == 1));
 }
 
 #[test]
