@@ -21,6 +21,8 @@ pub enum Part {
     Snapshots,
     /// Moments and momenta.
     Optimiser,
+    /// Running means of gradient compensation.
+    Compensation,
     /// Inputs, outputs and stashes of the steps in flight.
     Activations,
     /// Gradients, of weights and of activations, and accumulators.
@@ -33,11 +35,12 @@ pub enum Part {
 
 impl Part {
     /// All parts, in the order of their numbers.
-    pub const ALL: [Part; 8] = [
+    pub const ALL: [Part; 9] = [
         Part::Weights,
         Part::WeightVersions,
         Part::Snapshots,
         Part::Optimiser,
+        Part::Compensation,
         Part::Activations,
         Part::Gradients,
         Part::Workspace,
@@ -51,6 +54,7 @@ impl Part {
             Part::WeightVersions => "weight_versions",
             Part::Snapshots => "snapshots",
             Part::Optimiser => "optimiser",
+            Part::Compensation => "compensation",
             Part::Activations => "activations",
             Part::Gradients => "gradients",
             Part::Workspace => "workspace",

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mustela::ferret::compensation::Compensation;
 use mustela::ferret::executor::Executor;
 use mustela::ferret::plan::{Plan, Publication, StagePlan};
 use mustela::ferret::pool::Pool;
@@ -62,11 +63,22 @@ fn step(number: u64, step_rows: usize, poison: bool) -> Step {
     Step { first: 1 + number * step_rows as u64, rows: Rows { count, blocks, target, ..Rows::default() } }
 }
 
+fn compensations() -> Vec<Compensation> {
+    let of = |text: &str| serde_json::from_str(text).unwrap();
+    vec![
+        of(r#"{"type":"iter_fisher"}"#),
+        of(r#"{"type":"iter_fisher","tuning":"gradient","form":"end_points"}"#),
+        of(r#"{"type":"fisher"}"#),
+        of(r#"{"type":"gap_aware"}"#),
+    ]
+}
+
 /// One of the properties' cases.
 #[derive(Clone, Debug)]
 struct Case {
     architecture: usize,
     optimiser: usize,
+    compensation: usize,
     seed: u64,
     step_rows: usize,
     poison: Option<u64>,
@@ -115,15 +127,17 @@ fn case() -> impl Strategy<Value = Case> {
     (
         0..4usize,
         0..3usize,
+        0..8usize,
         any::<u64>(),
         1..4usize,
         prop::option::weighted(0.3, 0..STEPS),
         subsequence(vec![0u8, 1], 1..=2).prop_flat_map(|plans| prop::collection::vec((any::<Index>(), wish()), plans.len())),
         any::<Index>(),
     )
-        .prop_map(|(architecture, optimiser, seed, step_rows, poison, plans, learning_rate_at)| Case {
+        .prop_map(|(architecture, optimiser, compensation, seed, step_rows, poison, plans, learning_rate_at)| Case {
             architecture,
             optimiser,
+            compensation,
             seed,
             step_rows,
             poison,
@@ -183,7 +197,10 @@ struct End {
 }
 
 fn recipe(case: &Case) -> Recipe {
-    recipe_of(case.architecture, case.optimiser, case.seed, case.step_rows)
+    let recipe = recipe_of(case.architecture, case.optimiser, case.seed, case.step_rows);
+    // Half of the cases have none.
+    let compensation = compensations().get(case.compensation).copied().unwrap_or_default();
+    Recipe { compensation, ..recipe }
 }
 
 fn recipe_of(architecture: usize, optimiser: usize, seed: u64, step_rows: usize) -> Recipe {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use candle_core::{DType, Device, Result, Tensor};
+use mustela::ferret::compensation::{Compensation, Tuning};
 use mustela::ferret::executor::Executor;
 use mustela::ferret::plan::{Plan, Publication, StagePlan};
 use mustela::ferret::pool::Pool;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Reference {
+    compensation: Compensation,
     data: Vec<f64>,
     weights: Vec<f64>,
     plans: Vec<ReferencePlan>,
@@ -120,12 +122,22 @@ fn begin(trainer: &mut Trainer, weights: &[f64]) {
     trainer.restore(State { tensors, values }).unwrap();
 }
 
-fn close(what: &str, ours: f64, theirs: f64) {
-    assert!((ours - theirs).abs() < 2e-5, "{what}: {ours}, the reference has {theirs}");
+/// Where a compensation divides by differences of weights, f32 keeps fewer digits of them.
+fn tolerance(case: &Reference) -> f64 {
+    match case.compensation {
+        // It divides by the last update of one weight, which may be next to nothing.
+        Compensation::GapAware => 2e-2,
+        Compensation::IterFisher { tuning: Tuning::Ridge | Tuning::Gradient, .. } => 5e-4,
+        _ => 2e-5,
+    }
+}
+
+fn close(what: &str, ours: f64, theirs: f64, tolerance: f64) {
+    assert!((ours - theirs).abs() < tolerance, "{what}: {ours}, the reference has {theirs}");
 }
 
 fn follow(number: usize, case: &Reference, executor: Executor) {
-    let recipe = recipe(case.weights.len());
+    let recipe = Recipe { compensation: case.compensation, ..recipe(case.weights.len()) };
     let mut trainer = Trainer::new(recipe.clone(), plan(&recipe, &case.plans[0]), executor).unwrap();
     begin(&mut trainer, &case.weights);
     let mut outcomes = Vec::new();
@@ -139,7 +151,7 @@ fn follow(number: usize, case: &Reference, executor: Executor) {
     trainer.drain(&mut outcomes).unwrap();
     assert_eq!(outcomes.len(), case.losses.len(), "case {number}");
     for (outcome, loss) in outcomes.iter().zip(&case.losses) {
-        close(&format!("case {number}, loss of step {}", outcome.ordinal), outcome.score.loss, *loss);
+        close(&format!("case {number}, loss of step {}", outcome.ordinal), outcome.score.loss, *loss, tolerance(case));
     }
     let omits = case.plans.iter().any(|plan| plan.stride.iter().any(|&stride| stride > 1));
     assert_eq!(omits, outcomes.iter().any(|outcome| outcome.verdict == Verdict::LearnedInPart), "case {number}");
@@ -150,7 +162,7 @@ fn follow(number: usize, case: &Reference, executor: Executor) {
     let state = trainer.checkpoint().unwrap();
     for (stage, weight) in case.last.iter().enumerate() {
         let ours = state.tensors[&format!("{stage}.one_weight.weight")].to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
-        close(&format!("case {number}, weight of stage {stage}"), ours[0], *weight);
+        close(&format!("case {number}, weight of stage {stage}"), ours[0], *weight, tolerance(case));
     }
 }
 
@@ -160,6 +172,7 @@ fn losses_and_weights_are_the_references() {
     let pool = Pool::new(2, 0).unwrap();
     for (number, case) in cases.iter().enumerate() {
         assert_eq!(case.losses.len(), case.data.len());
+        case.compensation.validate().unwrap();
         for executor in [Executor::Threads(pool.clone()), Executor::Seeded(number as u64), Executor::Filling] {
             follow(number, case, executor);
         }

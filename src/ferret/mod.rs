@@ -10,6 +10,7 @@
 //! Nothing here but [`profile`] reads the clock, replay never looks at what that measured, and nothing that a forward reads depends on when something ran: it is a function of the plan
 //! and of the step's ordinal ([`plan::Plan::read`]).
 
+pub mod compensation;
 pub mod executor;
 pub mod footprint;
 pub mod frontier;

@@ -10,11 +10,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::compensation::{Compensation, Tuner};
 use super::plan::Plan;
 use super::profile::Observed;
 use super::schedule::{Schedule, Task};
 use super::snapshot::NetworkSnapshot;
-use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, StageGradients};
+use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, StageGradients, Trail};
 use super::work::{Admitted, Context, Done, Gave, Given, Work};
 use crate::fold::{FoldError, Outcome, Score, Sequence, Step, Verdict};
 use crate::ledger::{Ledger, Part};
@@ -61,6 +62,12 @@ impl StageState {
         let version = self.window.iter().rev().find(|version| version.number <= read);
         let version = version.ok_or_else(|| FoldError::Contract(format!("the version {read} of a stage is gone")))?;
         Ok(version.layers.clone())
+    }
+
+    /// The versions from the one that a forward read on.
+    fn trail(&self, read: u64) -> Trail {
+        let older = self.window.iter().take_while(|version| version.number <= read).count();
+        Trail::new(self.window.iter().skip(older.saturating_sub(1)).map(|version| version.layers.as_slice()))
     }
 
     pub(super) fn newest(&self) -> Vec<Arc<LayerWeights>> {
@@ -120,7 +127,7 @@ impl Pipeline {
     /// A network with the initial weights of `seed`, at the start of `plan`.
     pub fn new(
         network: Arc<Network>,
-        optimiser: Optimiser,
+        (optimiser, compensation): (Optimiser, Compensation),
         learning_rate: f64,
         plan: Plan,
         seed: u64,
@@ -132,13 +139,15 @@ impl Pipeline {
             .into_iter()
             .zip(&network.layers)
             .map(|(weights, layer)| {
-                let moments = layer.parameters().into_iter().map(|parameter| optimiser.initial_moments(&parameter));
+                let parameters = layer.parameters();
+                let moments = parameters.iter().map(|parameter| optimiser.initial_moments(parameter));
                 let moments = moments.collect::<candle_core::Result<_>>()?;
-                Ok(LayerState::new(weights, moments, 0, &ledger))
+                let tuner = Tuner::zero(&compensation, &parameters, &ledger)?;
+                Ok(LayerState::new(weights, moments, tuner, 0, &ledger))
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
         let start = plan.start;
-        let context = Arc::new(Context { network, optimiser, plan: Arc::new(plan), ledger });
+        let context = Arc::new(Context { network, optimiser, compensation, plan: Arc::new(plan), ledger });
         let stages = cut(&context.plan, layers);
         Ok(Pipeline::at_rest(context, start, stages, statistics, learning_rate))
     }
@@ -283,6 +292,8 @@ impl Pipeline {
         let state = &mut self.stages[stage];
         let steps = state.accumulated.as_ref().map_or(0, |accumulated| accumulated.steps);
         let applies = steps + 1 == plan.stages[stage].accumulation;
+        let read = plan.read(ordinal, stage);
+        let trail = if self.context.compensation.compensates() { state.trail(read) } else { Trail::default() };
         let mut superseded = Part::WeightVersions;
         if applies {
             state.trim(&plan, stage, ordinal + 1);
@@ -293,7 +304,7 @@ impl Pipeline {
             }
         }
         let (layers, accumulated) = (std::mem::take(&mut state.layers), state.accumulated.take());
-        Ok(Given::Update { layers, accumulated, gradients, applies, learning_rate, superseded })
+        Ok(Given::Update { layers, accumulated, gradients, trail, applies, learning_rate, superseded })
     }
 
     /// Brings the result of a task back.
@@ -431,7 +442,8 @@ impl Pipeline {
             return Err(FoldError::Contract(format!("a plan from step {} at step {}", plan.start, self.ordinal())));
         }
         plan.check(&self.context.network).map_err(FoldError::Contract)?;
-        let how = How { optimiser: &self.context.optimiser, learning_rate: self.learning_rate, superseded: Part::Snapshots };
+        let Context { optimiser, compensation, .. } = &*self.context;
+        let how = How { optimiser, compensation, learning_rate: self.learning_rate, superseded: Part::Snapshots };
         let mut layers = Vec::with_capacity(self.context.network.layers.len());
         for (number, state) in std::mem::take(&mut self.stages).into_iter().enumerate() {
             let StageState { layers: mut of_stage, window, accumulated } = state;
@@ -446,9 +458,10 @@ impl Pipeline {
         }
         self.stages = cut(&plan, layers);
         self.observed = Observed::new(self.stages.len());
-        let Context { network, optimiser, ledger, .. } = &*self.context;
-        let (network, optimiser, ledger) = (network.clone(), *optimiser, ledger.clone());
-        self.context = Arc::new(Context { network, optimiser, plan: Arc::new(plan), ledger });
+        let Context { network, optimiser, compensation, ledger, .. } = &*self.context;
+        let (network, ledger) = (network.clone(), ledger.clone());
+        let (optimiser, compensation) = (*optimiser, *compensation);
+        self.context = Arc::new(Context { network, optimiser, compensation, plan: Arc::new(plan), ledger });
         self.schedule = Schedule::new(self.context.plan.clone(), self.schedule.admitted());
         Ok(())
     }

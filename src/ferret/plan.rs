@@ -45,6 +45,9 @@ pub struct PlannedBytes {
     pub snapshots: u64,
     /// Moments and momenta.
     pub optimiser: u64,
+    /// Running means of gradient compensation.
+    #[serde(default)]
+    pub compensation: u64,
     /// Sums of gradients that wait for further steps.
     pub accumulators: u64,
     /// The steps in flight at their peak.
@@ -58,7 +61,7 @@ pub struct PlannedBytes {
 impl PlannedBytes {
     /// What the plan needs of a budget.
     pub fn total(&self) -> u64 {
-        let held = self.weights + self.weight_versions + self.snapshots + self.optimiser + self.accumulators;
+        let held = self.weights + self.weight_versions + self.snapshots + self.optimiser + self.compensation + self.accumulators;
         held + self.steps.total() + self.queued_rows + self.overhead
     }
 
@@ -69,6 +72,7 @@ impl PlannedBytes {
             Part::WeightVersions => self.weight_versions,
             Part::Snapshots => self.snapshots,
             Part::Optimiser => self.optimiser,
+            Part::Compensation => self.compensation,
             Part::Activations => self.steps.activations,
             Part::Gradients => self.accumulators + self.steps.gradients,
             Part::Workspace => self.steps.workspace,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::compensation::Compensation;
 use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
 use super::frontier::Frontier;
 use super::plan::{Plan, PlannedBytes, Publication, Reckoned, StagePlan, may_begin_segment};
@@ -37,6 +38,8 @@ pub struct Planner {
     pub network: Arc<Network>,
     /// How.
     pub optimiser: Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: Compensation,
     /// Rows of a step.
     pub step_rows: usize,
     /// Bytes of records that the driver holds at most.
@@ -113,9 +116,10 @@ fn one() -> u64 {
 impl Planner {
     /// A planner for a network that is trained like this.
     pub fn new(recipe: &Recipe) -> Planner {
-        let Recipe { network, optimiser, step_rows, queued_bytes, threads, may_omit, objective, .. } = recipe.clone();
-        let footprint = Footprint::new(network.clone(), optimiser.fuses(), step_rows);
-        Planner { network, optimiser, step_rows, queued_bytes, threads, may_omit, objective, footprint }
+        let Recipe { network, optimiser, compensation, step_rows, queued_bytes, threads, may_omit, objective, .. } =
+            recipe.clone();
+        let footprint = Footprint::new(network.clone(), optimiser.fuses() && !compensation.compensates(), step_rows);
+        Planner { network, optimiser, compensation, step_rows, queued_bytes, threads, may_omit, objective, footprint }
     }
 
     /// Measures what steps cost, within a budget, which is no smaller than the minimum.
@@ -125,7 +129,8 @@ impl Planner {
     pub fn measure(&self, pool: &Pool, budget_bytes: u64) -> Result<Profile, FoldError> {
         let minimum = self.minimum(0);
         let recompute = minimum.stages.into_iter().flat_map(|stage| stage.recompute).collect();
-        let trial = Trial { network: self.network.clone(), optimiser: self.optimiser, step_rows: self.step_rows, recompute };
+        let Planner { optimiser, compensation, step_rows, .. } = *self;
+        let trial = Trial { network: self.network.clone(), optimiser, compensation, step_rows, recompute };
         let profile = trial.run(pool)?;
         let slowdown_thousandths = if profile.threads > 1 { SLOWDOWN } else { 1000 };
         let mut profile = Profile { slowdown_thousandths, ..profile };
@@ -191,7 +196,8 @@ impl Planner {
             // Every step in flight has the statistics of its own moment.
             weight_versions: plan.in_flight() * footprint.statistics(),
             snapshots: weights * copies,
-            optimiser: footprint.parameters(all) * self.optimiser.state_count() as u64,
+            optimiser: footprint.parameters(all.clone()) * self.optimiser.state_count() as u64,
+            compensation: footprint.parameters(all) * self.compensation.state_count() as u64,
             steps: walked.steps(plan),
             queued_rows: self.queued_bytes,
             ..PlannedBytes::default()

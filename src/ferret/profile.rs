@@ -15,13 +15,14 @@ use crossbeam::channel::bounded;
 use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
+use super::compensation::{Compensation, Tuner};
 use super::executor::{Engine, Executor};
 use super::input;
 use super::pipeline::Pipeline;
 use super::plan::{Plan, StagePlan};
 use super::pool::Pool;
 use super::schedule::Task;
-use super::stage::{Counted, How, Kept, LayerState, Stage, StageGradients};
+use super::stage::{Counted, How, Kept, LayerState, Stage, StageGradients, Trail};
 use crate::fold::{FoldError, Step};
 use crate::ledger::{Ledger, Part};
 use crate::network::loss::loss;
@@ -85,6 +86,8 @@ pub struct Trial {
     pub network: Arc<Network>,
     /// How it is trained.
     pub optimiser: Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: Compensation,
     /// Rows of a step.
     pub step_rows: usize,
     /// The recomputed segments of its smallest plan.
@@ -110,9 +113,10 @@ impl Trial {
     /// # Errors
     /// A kernel failed.
     pub fn period(&self, plan: &Plan, pool: &Pool) -> Result<(u64, u64), FoldError> {
-        let (network, optimiser) = (self.network.clone(), self.optimiser);
+        let network = self.network.clone();
         let rows = made_up(&network, self.step_rows);
-        let pipeline = Pipeline::new(network, optimiser, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
+        let pipeline =
+            Pipeline::new(network, (self.optimiser, self.compensation), LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
         let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
         let count = STRETCH_STEPS.max(2 * plan.in_flight());
         steps(&mut engine, &rows, count)?;
@@ -175,6 +179,7 @@ impl Profile {
 struct Bench<'a> {
     network: &'a Network,
     optimiser: Optimiser,
+    compensation: Compensation,
     ledger: &'a Ledger,
     rows: Rows,
     /// Each layer as a stage of its own.
@@ -189,14 +194,17 @@ impl<'a> Bench<'a> {
         let network = &*trial.network;
         let mut states = Vec::with_capacity(network.layers.len());
         for (weights, layer) in network.initial_weights(0)?.into_iter().zip(&network.layers) {
-            let moments = layer.parameters().into_iter().map(|parameter| trial.optimiser.initial_moments(&parameter));
+            let parameters = layer.parameters();
+            let moments = parameters.iter().map(|parameter| trial.optimiser.initial_moments(parameter));
             let moments = moments.collect::<candle_core::Result<_>>()?;
-            states.push(vec![LayerState::new(weights, moments, 0, ledger)]);
+            let tuner = Tuner::zero(&trial.compensation, &parameters, ledger)?;
+            states.push(vec![LayerState::new(weights, moments, tuner, 0, ledger)]);
         }
         let layers = network.layers.len();
         Ok(Bench {
             network,
             optimiser: trial.optimiser,
+            compensation: trial.compensation,
             ledger,
             rows: made_up(network, trial.step_rows),
             plans: (0..layers).map(|layer| StagePlan::whole(layer..layer + 1)).collect(),
@@ -290,13 +298,19 @@ impl<'a> Bench<'a> {
     fn update(&mut self, gathered: Vec<(usize, StageGradients)>, times: &mut Profile) -> Result<(), FoldError> {
         for (layer, gradients) in gathered {
             let stage = Stage { network: self.network, plan: &self.plans[layer], ledger: self.ledger };
-            let how = How { optimiser: &self.optimiser, learning_rate: LEARNING_RATE, superseded: Part::Snapshots };
+            let (optimiser, compensation) = (&self.optimiser, &self.compensation);
+            let how = How { optimiser, compensation, learning_rate: LEARNING_RATE, superseded: Part::Snapshots };
             let began = Instant::now();
-            stage.update(&mut self.states[layer], gradients, how)?;
+            stage.update(&mut self.states[layer], gradients, Trail::default(), how)?;
             times.layers[layer].update = nanoseconds(began);
             let began = Instant::now();
-            let weights = self.states[layer][0].weights().tensors();
-            let copies = weights.iter().map(deep_copy).collect::<candle_core::Result<Vec<_>>>()?;
+            let state = &mut self.states[layer][0];
+            let newest = state.weights().clone();
+            let copies = newest.tensors().iter().map(deep_copy).collect::<candle_core::Result<Vec<_>>>()?;
+            if !state.tuner.means.is_empty() {
+                // Any numbers do for gradients, and no displacement takes as long as another.
+                state.tuner.compensate(&self.compensation, &copies, &[newest.clone(), newest])?;
+            }
             drop(copies);
             times.layers[layer].copy = nanoseconds(began);
         }
@@ -310,8 +324,8 @@ fn handover(pool: &Pool) -> Result<u64, FoldError> {
         .map_err(|error| FoldError::Contract(error.to_string()))?;
     let rows = made_up(&network, 1);
     let plan = Plan::bare(0, vec![StagePlan::whole(0..network.layers.len())], 1, 1);
-    let (optimiser, ledger) = (Optimiser::default(), Ledger::default());
-    let pipeline = Pipeline::new(Arc::new(network), optimiser, LEARNING_RATE, plan, 0, ledger)?;
+    let rule = (Optimiser::default(), Compensation::None);
+    let pipeline = Pipeline::new(Arc::new(network), rule, LEARNING_RATE, plan, 0, Ledger::default())?;
     let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
     steps(&mut engine, &rows, HANDOVER_STEPS / 4)?;
     let nanoseconds = steps(&mut engine, &rows, HANDOVER_STEPS)?;
@@ -403,7 +417,7 @@ mod tests {
     fn trial(architecture: &str, shape: &[usize], recompute: Vec<usize>) -> Trial {
         let architecture: Architecture = serde_json::from_str(architecture).unwrap();
         let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
-        Trial { network, optimiser: Optimiser::default(), step_rows: 4, recompute }
+        Trial { network, optimiser: Optimiser::default(), compensation: Compensation::None, step_rows: 4, recompute }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::compensation::{Compensation, Tuner};
 use super::footprint::TENSOR_HEADER_BYTES;
 use super::plan::StagePlan;
 use crate::ledger::{Guard, Ledger, Part};
@@ -45,7 +46,7 @@ fn tensor_bytes(tensor: &Tensor) -> u64 {
 }
 
 /// What a tensor that stays takes, its header included: in a network of many small ones they add up.
-fn held_bytes(tensor: &Tensor) -> u64 {
+pub(super) fn held_bytes(tensor: &Tensor) -> u64 {
     tensor_bytes(tensor) + TENSOR_HEADER_BYTES
 }
 
@@ -55,6 +56,8 @@ pub struct LayerState {
     weights: Arc<LayerWeights>,
     /// Per parameter, the optimiser's tensors.
     optimiser: Vec<Vec<Tensor>>,
+    /// What gradient compensation remembers.
+    pub(super) tuner: Tuner,
     /// Updates so far.
     updates: u64,
     _optimiser_guard: Guard,
@@ -62,11 +65,12 @@ pub struct LayerState {
 
 impl LayerState {
     /// A layer that begins with `weights` and `optimiser`, which nobody else may hold, after so many `updates`.
-    pub fn new(weights: Vec<Tensor>, optimiser: Vec<Vec<Tensor>>, updates: u64, ledger: &Ledger) -> LayerState {
+    pub fn new(weights: Vec<Tensor>, optimiser: Vec<Vec<Tensor>>, tuner: Tuner, updates: u64, ledger: &Ledger) -> LayerState {
         let bytes = optimiser.iter().flatten().map(held_bytes).sum();
         LayerState {
             weights: Arc::new(LayerWeights::new(weights, ledger)),
             optimiser,
+            tuner,
             updates,
             _optimiser_guard: ledger.take(Part::Optimiser, bytes),
         }
@@ -196,11 +200,37 @@ pub struct Stage<'a> {
     pub ledger: &'a Ledger,
 }
 
+/// The versions of a stage's layers from the one that a step's forward read to the newest; empty where nothing is compensated.
+#[derive(Debug, Default)]
+pub struct Trail(Vec<Vec<Arc<LayerWeights>>>);
+
+impl Trail {
+    /// From versions, oldest first, each of all layers of the stage.
+    pub fn new<'a>(versions: impl Iterator<Item = &'a [Arc<LayerWeights>]>) -> Trail {
+        let mut layers = Vec::new();
+        for version in versions {
+            layers.resize_with(version.len(), Vec::new);
+            for (trail, layer) in layers.iter_mut().zip(version) {
+                trail.push(layer.clone());
+            }
+        }
+        // One version is no way.
+        layers.retain(|trail: &Vec<_>| trail.len() > 1);
+        Trail(layers)
+    }
+
+    fn take(&mut self, layer: usize) -> Vec<Arc<LayerWeights>> {
+        self.0.get_mut(layer).map(std::mem::take).unwrap_or_default()
+    }
+}
+
 /// How a stage is updated.
 #[derive(Clone, Copy, Debug)]
 pub struct How<'a> {
     /// From gradients to weights.
     pub optimiser: &'a Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: &'a Compensation,
     /// The learning rate that holds.
     pub learning_rate: f64,
     /// What the version before is held for from now on, if anybody still holds it: steps in flight, or readers alone.
@@ -325,12 +355,19 @@ impl Stage<'_> {
         Ok(at)
     }
 
-    /// Update by one step: applies its gradients to the newest weights, in place where nobody else holds them.
-    pub fn update(&self, states: &mut [LayerState], gradients: StageGradients, how: How<'_>) -> Result<()> {
+    /// Update by one step: applies its gradients, compensated along `trail`, to the newest weights, in place where nobody else
+    /// holds them.
+    pub fn update(&self, states: &mut [LayerState], gradients: StageGradients, mut trail: Trail, how: How<'_>) -> Result<()> {
         for LayerGradients { layer, gradients, scratch, dense, _held } in gradients.0 {
+            let state = &mut states[layer - self.plan.layers.start];
+            let of_layer = trail.take(layer - self.plan.layers.start);
+            let fuses = how.optimiser.fuses() && of_layer.is_empty();
             let _scratch = self.ledger.take(Part::Workspace, scratch);
-            let _dense = self.ledger.take(Part::Gradients, if how.optimiser.fuses() { 0 } else { dense });
-            self.update_layer(&mut states[layer - self.plan.layers.start], gradients, how)?;
+            let _dense = self.ledger.take(Part::Gradients, if fuses { 0 } else { dense });
+            let gradients = compensated(state, gradients, &of_layer, how)?;
+            // The oldest version may be this step's alone, and is not counted beside the one that is made now.
+            drop(of_layer);
+            self.update_layer(state, gradients, how)?;
         }
         Ok(())
     }
@@ -353,14 +390,24 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Adds a step's gradients to the sums, which begin where there are none yet.
-    pub fn accumulate(&self, sums: Option<Accumulated>, gradients: StageGradients) -> Result<Accumulated> {
+    /// Adds a step's gradients, compensated along `trail`, to the sums, which begin where there are none yet.
+    pub fn accumulate(
+        &self,
+        states: &mut [LayerState],
+        sums: Option<Accumulated>,
+        gradients: StageGradients,
+        mut trail: Trail,
+        how: How<'_>,
+    ) -> Result<Accumulated> {
         let mut accumulated = match sums {
             Some(accumulated) => accumulated,
             None => Accumulated::zero(self.network, self.plan.layers.clone(), self.ledger)?,
         };
-        for LayerGradients { layer, gradients, scratch, _held, .. } in gradients.0 {
+        for LayerGradients { layer, gradients, scratch, dense, _held } in gradients.0 {
+            let of_layer = trail.take(layer - self.plan.layers.start);
             let _scratch = self.ledger.take(Part::Workspace, scratch);
+            let _dense = self.ledger.take(Part::Gradients, if of_layer.is_empty() { 0 } else { dense });
+            let gradients = compensated(&mut states[layer - self.plan.layers.start], gradients, &of_layer, how)?;
             for (sum, gradient) in accumulated.sums[layer - self.plan.layers.start].iter().zip(&gradients) {
                 optimiser::add(sum, gradient)?;
             }
@@ -383,6 +430,21 @@ impl Stage<'_> {
         }
         Ok(true)
     }
+}
+
+/// The gradients of one layer as they are at its newest version.
+fn compensated(
+    state: &mut LayerState,
+    gradients: Vec<Gradient>,
+    trail: &[Arc<LayerWeights>],
+    how: How<'_>,
+) -> Result<Vec<Gradient>> {
+    if trail.len() < 2 {
+        return Ok(gradients);
+    }
+    let dense = gradients.into_iter().map(Gradient::dense).collect::<Result<Vec<_>>>()?;
+    state.tuner.compensate(how.compensation, &dense, trail)?;
+    Ok(dense.into_iter().map(Gradient::Dense).collect())
 }
 
 fn sole(mut tensors: Vec<Tensor>) -> Result<Tensor> {

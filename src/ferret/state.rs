@@ -1,8 +1,8 @@
 //! A pipeline at rest as a checkpoint keeps it, and back.
 //!
 //! Tensors are named by layer and parameter: `1.linear.weight` is the newest, `1.linear.weight@640` the version with the updates of
-//! 640 steps that a forward to come may still read, `1.linear.weight.momentum` the optimiser's, `1.linear.weight.accumulated` a sum
-//! of gradients that waits for further steps.
+//! 640 steps that a forward to come may still read, `1.linear.weight.momentum` the optimiser's, `1.linear.weight.mean_fisher` gradient
+//! compensation's, `1.linear.weight.accumulated` a sum of gradients that waits for further steps.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::compensation::Tuner;
 use super::pipeline::{Pipeline, StageState, StageVersion};
 use super::plan::Plan;
 use super::stage::{Accumulated, LayerState, LayerWeights};
@@ -25,6 +26,9 @@ struct Values {
     plan: Plan,
     /// Updates of each layer.
     updates: Vec<u64>,
+    /// λ of each layer's gradient compensation; none where nothing is compensated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lambdas: Vec<f64>,
     stages: Vec<StageValues>,
 }
 
@@ -40,7 +44,7 @@ struct StageValues {
 impl Pipeline {
     /// The whole state, lent. Nothing is in flight.
     pub fn state(&self) -> Result<StateRef<'_>, FoldError> {
-        let Context { network, optimiser, plan, .. } = &*self.context;
+        let Context { network, optimiser, compensation, plan, .. } = &*self.context;
         let names = network.parameter_names();
         let mut tensors = BTreeMap::new();
         if let Some(statistics) = &self.statistics {
@@ -53,6 +57,10 @@ impl Pipeline {
                     let named = |(which, moment)| (format!("{name}.{which}"), moment);
                     tensors.extend(optimiser.state_names().iter().zip(moments).map(named));
                 }
+                for (name, means) in names.iter().zip(&layer.tuner.means) {
+                    let named = |(which, mean)| (format!("{name}.{which}"), mean);
+                    tensors.extend(compensation.state_names().iter().zip(means).map(named));
+                }
                 for version in state.window.iter().rev().skip(1) {
                     let named = |(name, weight)| (format!("{name}@{}", version.number), weight);
                     tensors.extend(names.iter().zip(version.layers[index].tensors()).map(named));
@@ -63,7 +71,8 @@ impl Pipeline {
                 }
             }
         }
-        let layers = self.stages.iter().flat_map(|state| &state.layers);
+        let layers = || self.stages.iter().flat_map(|state| &state.layers);
+        let lambdas = layers().map(|layer| layer.tuner.lambda).take_while(|_| compensation.compensates()).collect();
         let stages = self.stages.iter().map(|state| StageValues {
             versions: state.window.iter().map(|version| version.number).collect(),
             accumulated: state.accumulated.as_ref().map_or(0, |accumulated| accumulated.steps),
@@ -72,7 +81,8 @@ impl Pipeline {
             ordinal: self.ordinal(),
             learning_rate: self.learning_rate,
             plan: (**plan).clone(),
-            updates: layers.map(LayerState::updates).collect(),
+            updates: layers().map(LayerState::updates).collect(),
+            lambdas,
             stages: stages.collect(),
         };
         let values = serde_json::to_value(values).map_err(|error| FoldError::Contract(error.to_string()))?;
@@ -83,7 +93,7 @@ impl Pipeline {
     pub fn restored(&self, state: State) -> Result<Pipeline, FoldError> {
         let values: Values = serde_json::from_value(state.values)
             .map_err(|error| FoldError::Contract(format!("the values of this state are not a network's: {error}")))?;
-        let Context { network, optimiser, ledger, .. } = &*self.context;
+        let Context { network, optimiser, compensation, ledger, .. } = &*self.context;
         values
             .plan
             .check(network)
@@ -92,15 +102,25 @@ impl Pipeline {
         if values.updates.len() != layers || values.stages.len() != stages {
             return Err(FoldError::Contract(format!("this state is not of {layers} layers in {stages} stages")));
         }
-        let context =
-            Context { network: network.clone(), optimiser: *optimiser, plan: Arc::new(values.plan), ledger: ledger.clone() };
-        let mut taking = Taking { tensors: state.tensors, context: &context, names: network.parameter_names() };
+        if values.lambdas.len() != if compensation.compensates() { layers } else { 0 } {
+            return Err(FoldError::Contract("this state is of another gradient compensation".into()));
+        }
+        let context = Context {
+            network: network.clone(),
+            optimiser: *optimiser,
+            compensation: *compensation,
+            plan: Arc::new(values.plan),
+            ledger: ledger.clone(),
+        };
+        let counts = values.updates.iter().copied().enumerate();
+        let counts = counts.map(|(layer, updates)| (updates, values.lambdas.get(layer).copied().unwrap_or_default())).collect();
+        let mut taking = Taking { tensors: state.tensors, context: &context, names: network.parameter_names(), counts };
         let like: Vec<&LayerState> = self.stages.iter().flat_map(|state| &state.layers).collect();
         let statistics = match &self.statistics {
             Some(statistics) => Some(Arc::new(LayerWeights::new(taking.tensors_of(0, "", statistics.tensors())?, ledger))),
             None => None,
         };
-        let of_stage = |(stage, of_values): (usize, &StageValues)| taking.stage(stage, of_values, &values.updates, &like);
+        let of_stage = |(stage, of_values): (usize, &StageValues)| taking.stage(stage, of_values, &like);
         let stages = values.stages.iter().enumerate().map(of_stage).collect::<Result<Vec<_>, _>>()?;
         if let Some(name) = taking.tensors.keys().next() {
             return Err(FoldError::Contract(format!("this state has {name}, which the network lacks")));
@@ -114,6 +134,8 @@ struct Taking<'a> {
     tensors: BTreeMap<String, Tensor>,
     context: &'a Context,
     names: Vec<Vec<String>>,
+    /// Of each layer: updates, and λ of the compensation.
+    counts: Vec<(u64, f64)>,
 }
 
 impl Taking<'_> {
@@ -131,13 +153,7 @@ impl Taking<'_> {
         names.iter().zip(like).map(|(name, like)| self.tensor(name, like)).collect()
     }
 
-    fn stage(
-        &mut self,
-        stage: usize,
-        values: &StageValues,
-        updates: &[u64],
-        like: &[&LayerState],
-    ) -> Result<StageState, FoldError> {
+    fn stage(&mut self, stage: usize, values: &StageValues, like: &[&LayerState]) -> Result<StageState, FoldError> {
         let layers = self.context.plan.stages[stage].layers.clone();
         let Some((&newest, older)) = values.versions.split_last() else {
             return Err(FoldError::Contract(format!("stage {stage} of this state has no version")));
@@ -154,7 +170,7 @@ impl Taking<'_> {
             let of_version = layers.clone().map(of_layer).collect::<Result<_, FoldError>>()?;
             window.push_back(StageVersion { number, layers: of_version });
         }
-        let states = layers.clone().map(|layer| self.layer(layer, updates[layer], like[layer])).collect::<Result<_, _>>()?;
+        let states = layers.clone().map(|layer| self.layer(layer, like[layer])).collect::<Result<_, _>>()?;
         let accumulated = match values.accumulated {
             0 => None,
             steps => {
@@ -167,15 +183,23 @@ impl Taking<'_> {
         Ok(state)
     }
 
-    fn layer(&mut self, layer: usize, updates: u64, like: &LayerState) -> Result<LayerState, FoldError> {
+    fn layer(&mut self, layer: usize, like: &LayerState) -> Result<LayerState, FoldError> {
         let weights = self.tensors_of(layer, "", like.weights().tensors())?;
-        let mut optimiser = Vec::with_capacity(like.optimiser().len());
-        for (index, moments) in like.optimiser().iter().enumerate() {
+        let optimiser = self.named(layer, self.context.optimiser.state_names(), like.optimiser())?;
+        let means = self.named(layer, self.context.compensation.state_names(), &like.tuner.means)?;
+        let (updates, lambda) = self.counts[layer];
+        let tuner = Tuner::new(lambda, means, &self.context.ledger);
+        Ok(LayerState::new(weights, optimiser, tuner, updates, &self.context.ledger))
+    }
+
+    /// The tensors that are kept of each parameter of a layer under these names.
+    fn named(&mut self, layer: usize, which: &[&str], like: &[Vec<Tensor>]) -> Result<Vec<Vec<Tensor>>, FoldError> {
+        let mut of_layer = Vec::with_capacity(like.len());
+        for (index, like) in like.iter().enumerate() {
             let name = self.names[layer][index].clone();
-            let of_parameter = self.context.optimiser.state_names().iter().zip(moments);
-            let of_parameter = of_parameter.map(|(which, like)| self.tensor(&format!("{name}.{which}"), like));
-            optimiser.push(of_parameter.collect::<Result<Vec<_>, _>>()?);
+            let of_parameter = which.iter().zip(like).map(|(which, like)| self.tensor(&format!("{name}.{which}"), like));
+            of_layer.push(of_parameter.collect::<Result<Vec<_>, _>>()?);
         }
-        Ok(LayerState::new(weights, optimiser, updates, &self.context.ledger))
+        Ok(of_layer)
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::compensation::Compensation;
 use super::executor::{Engine, Executor};
 use super::pipeline::Pipeline;
 use super::plan::{Plan, Publication};
@@ -39,6 +40,8 @@ pub struct Recipe {
     pub network: Arc<Network>,
     /// How.
     pub optimiser: Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: Compensation,
     /// The first learning rate.
     pub learning_rate: f64,
     /// Draws the initial weights.
@@ -58,10 +61,11 @@ pub struct Recipe {
 impl Recipe {
     /// Plain SGD in steps of so many rows, on so many threads, with no rows waiting.
     pub fn new(network: Arc<Network>, step_rows: usize, threads: usize) -> Recipe {
-        let (optimiser, objective) = (Optimiser::default(), Objective::default());
+        let (optimiser, compensation, objective) = (Optimiser::default(), Compensation::default(), Objective::default());
         Recipe {
             network,
             optimiser,
+            compensation,
             learning_rate: 0.05,
             seed: 0,
             step_rows,
@@ -103,8 +107,8 @@ impl Trainer {
     pub fn new(recipe: Recipe, plan: Plan, executor: Executor) -> Result<Trainer, FoldError> {
         let (ledger, planner) = (Ledger::default(), recipe.planner());
         plan.check(&recipe.network).map_err(FoldError::Contract)?;
-        let Recipe { network, optimiser, learning_rate, seed, .. } = recipe;
-        let pipeline = Pipeline::new(network, optimiser, learning_rate, plan, seed, ledger.clone())?;
+        let Recipe { network, optimiser, compensation, learning_rate, seed, .. } = recipe;
+        let pipeline = Pipeline::new(network, (optimiser, compensation), learning_rate, plan, seed, ledger.clone())?;
         let (plan, minimum_bytes) = (pipeline.plan().clone(), planner.minimum(0).bytes.total());
         let pool = if let Executor::Threads(pool) = &executor { Some(pool.clone()) } else { None };
         let engine = Engine::new(pipeline, executor);

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::compensation::Compensation;
 use super::input;
 use super::plan::Plan;
 use super::profile::timed;
 use super::schedule::Task;
-use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, Stage, StageGradients};
+use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, Stage, StageGradients, Trail};
 use crate::fold::{FoldError, Score, Sequence, Step};
 use crate::ledger::{Ledger, Part};
 use crate::network::loss::loss;
@@ -19,6 +20,8 @@ pub struct Context {
     pub network: Arc<Network>,
     /// How.
     pub optimiser: Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: Compensation,
     /// Under which plan.
     pub plan: Arc<Plan>,
     /// Where bytes are counted.
@@ -65,6 +68,8 @@ pub(super) enum Given {
         layers: Vec<LayerState>,
         accumulated: Option<Accumulated>,
         gradients: StageGradients,
+        /// What they are compensated along.
+        trail: Trail,
         /// The weights change, and not only the sums.
         applies: bool,
         learning_rate: f64,
@@ -132,9 +137,12 @@ fn carry_out(context: &Context, task: Task, given: Given) -> Result<Gave, FoldEr
         (Given::Backward { kept, gradient, below }, Task::Backward { stage, .. }) => {
             backward(context.stage(stage), kept, gradient, below)
         }
-        (Given::Update { layers, accumulated, gradients, applies, learning_rate, superseded }, Task::Update { stage, .. }) => {
-            let how = How { optimiser: &context.optimiser, learning_rate, superseded };
-            update(context.stage(stage), layers, accumulated, gradients, applies, how)
+        (
+            Given::Update { layers, accumulated, gradients, trail, applies, learning_rate, superseded },
+            Task::Update { stage, .. },
+        ) => {
+            let how = How { optimiser: &context.optimiser, compensation: &context.compensation, learning_rate, superseded };
+            update(context.stage(stage), layers, accumulated, (gradients, trail), applies, how)
         }
         _ => Err(FoldError::Contract("a task was given what another one works on".into())),
     }
@@ -197,15 +205,15 @@ fn update(
     stage: Stage<'_>,
     mut layers: Vec<LayerState>,
     accumulated: Option<Accumulated>,
-    gradients: StageGradients,
+    (gradients, trail): (StageGradients, Trail),
     applies: bool,
     how: How<'_>,
 ) -> Result<Gave, FoldError> {
     let mut applied = true;
     if stage.plan.accumulation == 1 {
-        stage.update(&mut layers, gradients, how)?;
+        stage.update(&mut layers, gradients, trail, how)?;
     } else {
-        let sums = stage.accumulate(accumulated, gradients)?;
+        let sums = stage.accumulate(&mut layers, accumulated, gradients, trail, how)?;
         if !applies {
             return Ok(Gave::Update { layers, accumulated: Some(sums), applied: false });
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::kind::{Given, Kind, SpecError};
+use crate::ferret::compensation::Compensation;
 use crate::ferret::executor::Executor;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
@@ -23,6 +24,9 @@ struct Settings {
     /// How; plain SGD by default.
     #[serde(default)]
     optimiser: Optimiser,
+    /// For the updates that the gradients of steps in flight missed.
+    #[serde(default)]
+    compensation: Compensation,
     /// The optimiser's own default where none is given.
     learning_rate: Option<f64>,
     /// Rows of a step, at most.
@@ -59,6 +63,7 @@ impl NetworkKind {
         let network = Network::build(&settings.network, &schema.input_shape(), outputs, loss, schema.is_numeric())
             .map_err(|error| SpecError::Settings(error.to_string()))?;
         settings.optimiser.validate().map_err(SpecError::Settings)?;
+        settings.compensation.validate().map_err(SpecError::Settings)?;
         let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&settings.optimiser));
         check_learning_rate(learning_rate).map_err(SpecError::Settings)?;
         let step_rows = settings.step_rows.unwrap_or(self.step_rows);
@@ -70,6 +75,7 @@ impl NetworkKind {
         Ok(Recipe {
             network,
             optimiser: settings.optimiser,
+            compensation: settings.compensation,
             learning_rate,
             seed: settings.seed,
             step_rows,

@@ -7,6 +7,7 @@
 
 mod architecture;
 mod build;
+pub mod compensate;
 mod element;
 mod identity;
 mod kernel;
@@ -14,7 +15,7 @@ pub mod layer;
 pub mod loss;
 pub mod optimiser;
 pub mod random;
-mod tensor;
+pub(crate) mod tensor;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 

@@ -4,6 +4,7 @@
 //! at run time. Sums are kept in a fixed number of lanes with fused multiply-adds, so their order (and their bits) does not depend on
 //! which version runs; only the `gemm` crate's blocking does.
 
+pub(crate) mod compensation;
 pub(crate) mod convolution;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
