@@ -125,8 +125,6 @@ fn begin(trainer: &mut Trainer, weights: &[f64]) {
 /// Where a compensation divides by differences of weights, f32 keeps fewer digits of them.
 fn tolerance(case: &Reference) -> f64 {
     match case.compensation {
-        // It divides by the last update of one weight, which may be next to nothing.
-        Compensation::GapAware => 2e-2,
         Compensation::IterFisher { tuning: Tuning::Ridge | Tuning::Gradient, .. } => 5e-4,
         _ => 2e-5,
     }

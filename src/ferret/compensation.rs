@@ -57,7 +57,7 @@ pub enum Compensation {
     },
     /// Divided by the number of versions missed (staleness-aware SGD, Zhang et al. 2016).
     StepAware,
-    /// Each element divided by one and the distance that its weight has moved, in mean updates (gap-aware, Barkai et al. 2020).
+    /// Each element divided by one and the distance that its weight has moved, in updates of the mean size of those missed (gap-aware, Barkai et al. 2020).
     GapAware,
 }
 
@@ -198,7 +198,7 @@ impl Tuner {
             }
             Compensation::StepAware => gradients.iter().try_for_each(|gradient| optimiser::scale(gradient, 1.0 / missed)),
             Compensation::GapAware => {
-                let unit = mean_update(&trail[trail.len() - 2], newest)?;
+                let unit = distance(read, newest)? / missed;
                 if unit > 0.0 { each(gradients, read, newest, Along::Gap(unit)) } else { Ok(()) }
             }
         }
@@ -250,8 +250,8 @@ fn each(gradients: &[Tensor], from: &LayerWeights, to: &LayerWeights, along: Alo
     Ok(())
 }
 
-/// The root mean square of what the newest update moved a weight by.
-fn mean_update(before: &LayerWeights, newest: &LayerWeights) -> Result<f64> {
+/// The root mean square of what a weight has moved by.
+fn distance(before: &LayerWeights, newest: &LayerWeights) -> Result<f64> {
     let (mut squares, mut count) = (0.0, 0);
     for (before, newest) in before.tensors().iter().zip(newest.tensors()) {
         squares += squared_distance(before, newest)?;

@@ -36,7 +36,8 @@ pub(crate) fn exact<T: Element>(gradient: &mut [T], from: &[T], to: &[T], lambda
         #[inline(always)]
         || {
             for (g, (&from, &to)) in gradient.iter_mut().zip(from.iter().zip(to)) {
-                *g = *g / (T::one() - clamp(lambda * *g * (to - from), least, most));
+                let change = clamp(lambda * *g * (to - from), least, most);
+                *g /= T::one() - change;
             }
         },
     );
@@ -50,7 +51,7 @@ pub(crate) fn gap<T: Element>(gradient: &mut [T], from: &[T], to: &[T], scale: T
             for (g, (&from, &to)) in gradient.iter_mut().zip(from.iter().zip(to)) {
                 let moved = to - from;
                 let moved = if moved < T::zero() { T::zero() - moved } else { moved };
-                *g = *g / (T::one() + moved * scale);
+                *g /= T::one() + moved * scale;
             }
         },
     );
