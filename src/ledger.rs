@@ -29,13 +29,15 @@ pub enum Part {
     Gradients,
     /// Scratch of the kernels.
     Workspace,
+    /// What a learner keeps: replay buffer, teacher, importance of weights.
+    Learner,
     /// Records read from the log and not yet learned.
     QueuedRows,
 }
 
 impl Part {
     /// All parts, in the order of their numbers.
-    pub const ALL: [Part; 9] = [
+    pub const ALL: [Part; 10] = [
         Part::Weights,
         Part::WeightVersions,
         Part::Snapshots,
@@ -44,6 +46,7 @@ impl Part {
         Part::Activations,
         Part::Gradients,
         Part::Workspace,
+        Part::Learner,
         Part::QueuedRows,
     ];
 
@@ -58,6 +61,7 @@ impl Part {
             Part::Activations => "activations",
             Part::Gradients => "gradients",
             Part::Workspace => "workspace",
+            Part::Learner => "learner",
             Part::QueuedRows => "queued_rows",
         }
     }

@@ -20,6 +20,7 @@ pub mod rows;
 
 // Floor 2: what arrives, and the fold that trains networks.
 pub mod ferret;
+pub mod learner;
 pub mod stream;
 
 // Floor 3: live models.

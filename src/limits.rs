@@ -57,3 +57,6 @@ pub const WORKERS_MAX: u64 = 64;
 pub const ACCUMULATION_MAX: u64 = 4096;
 /// Steps of which a stage learns one, at most.
 pub const STRIDE_MAX: u64 = 4096;
+
+/// Rows that a learner's buffer holds.
+pub const REPLAY_BUFFER_ROWS_MAX: u64 = 1 << 24;

@@ -10,6 +10,7 @@ use mustela::ferret::executor::Executor;
 use mustela::ferret::plan::Publication;
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
+use mustela::ferret::work::Rule;
 use mustela::fold::{Fold, Snapshot, Step, Verdict};
 use mustela::network::{Architecture, Loss, Network, Optimiser};
 use mustela::rows::{Block, Element, Rows, Target};
@@ -53,7 +54,12 @@ fn check(case: Case, pool: &Pool) {
     let width = input.iter().product();
     let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
     let rows = rows(width, step_rows);
-    let recipe = Recipe { optimiser, learning_rate: 0.01, seed: 1, ..Recipe::new(Arc::new(network), step_rows, 1) };
+    let recipe = Recipe {
+        rule: Rule { optimiser, ..Rule::default() },
+        learning_rate: 0.01,
+        seed: 1,
+        ..Recipe::new(Arc::new(network), step_rows, 1)
+    };
     let publication = if constrained { Publication::AtDrain } else { Publication::Continuous };
     let plan = recipe.planner().sequential(0, publication);
 
@@ -107,7 +113,8 @@ fn check_piped(piped: Piped) {
     let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
     let rows = rows(width, step_rows);
     let (network, learning_rate) = (Arc::new(network), 0.01);
-    let recipe = Recipe { optimiser, learning_rate, seed: 1, ..Recipe::new(network, step_rows, 1) };
+    let recipe =
+        Recipe { rule: Rule { optimiser, ..Rule::default() }, learning_rate, seed: 1, ..Recipe::new(network, step_rows, 1) };
     let plan = recipe.planner().complete(0, &serde_json::from_str(wish).unwrap(), u64::MAX).unwrap();
 
     let before = allocator::live_bytes();
@@ -146,7 +153,8 @@ fn warm_up(executor: Executor) {
     let architecture = Architecture::ConvNet { standardise: Some(false) };
     let network = Arc::new(Network::build(&architecture, &[3, 32, 32], 10, Loss::SoftmaxCrossEntropy, false).unwrap());
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
-    let recipe = Recipe { optimiser, learning_rate: 0.01, seed: 1, ..Recipe::new(network, 64, 1) };
+    let recipe =
+        Recipe { rule: Rule { optimiser, ..Rule::default() }, learning_rate: 0.01, seed: 1, ..Recipe::new(network, 64, 1) };
     let plan = recipe.planner().minimum(0);
     let mut trainer = Trainer::new(recipe, plan, executor).unwrap();
     let mut outcomes = Vec::new();

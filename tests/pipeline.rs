@@ -13,7 +13,9 @@ use mustela::ferret::executor::Executor;
 use mustela::ferret::plan::{Plan, Publication, StagePlan};
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
+use mustela::ferret::work::Rule;
 use mustela::fold::{Change, Fold, Outcome, Predictions, State, Step, Verdict};
+use mustela::learner::Learner;
 use mustela::ledger::Part;
 use mustela::model::checkpoint::state_hash;
 use mustela::network::{Architecture, Loss, Network, Optimiser, deep_copy};
@@ -73,12 +75,23 @@ fn compensations() -> Vec<Compensation> {
     ]
 }
 
+fn learners() -> Vec<Learner> {
+    let of = |text: &str| serde_json::from_str(text).unwrap();
+    vec![
+        of(r#"{"type":"er","buffer_rows":9,"replay_rows":2}"#),
+        of(r#"{"type":"mir","buffer_rows":9,"replay_rows":2,"candidate_rows":4}"#),
+        of(r#"{"type":"lwf","every_rows":7}"#),
+        of(r#"{"type":"mas","every_rows":9,"sample_rows":3,"weight":0.1}"#),
+    ]
+}
+
 /// One of the properties' cases.
 #[derive(Clone, Debug)]
 struct Case {
     architecture: usize,
     optimiser: usize,
     compensation: usize,
+    learner: usize,
     seed: u64,
     step_rows: usize,
     poison: Option<u64>,
@@ -127,22 +140,15 @@ fn case() -> impl Strategy<Value = Case> {
     (
         0..4usize,
         0..3usize,
-        0..8usize,
+        (0..8usize, 0..8usize),
         any::<u64>(),
         1..4usize,
         prop::option::weighted(0.3, 0..STEPS),
         subsequence(vec![0u8, 1], 1..=2).prop_flat_map(|plans| prop::collection::vec((any::<Index>(), wish()), plans.len())),
         any::<Index>(),
     )
-        .prop_map(|(architecture, optimiser, compensation, seed, step_rows, poison, plans, learning_rate_at)| Case {
-            architecture,
-            optimiser,
-            compensation,
-            seed,
-            step_rows,
-            poison,
-            plans,
-            learning_rate_at,
+        .prop_map(|(architecture, optimiser, (compensation, learner), seed, step_rows, poison, plans, learning_rate_at)| {
+            Case { architecture, optimiser, compensation, learner, seed, step_rows, poison, plans, learning_rate_at }
         })
 }
 
@@ -152,7 +158,7 @@ impl Wish {
         let (lowest, layers) = (network.first_learning_layer(), network.layers.len());
         // The first stage must learn something.
         let mut cuts: Vec<usize> = self.cuts.iter().map(|cut| lowest + 1 + cut.index((layers - lowest - 1).max(1))).collect();
-        cuts.retain(|&cut| cut < layers);
+        cuts.retain(|&cut| cut < layers && !recipe.planner().is_whole());
         cuts.sort_unstable();
         cuts.dedup();
         let ends = cuts.iter().copied().chain([layers]);
@@ -200,13 +206,19 @@ fn recipe(case: &Case) -> Recipe {
     let recipe = recipe_of(case.architecture, case.optimiser, case.seed, case.step_rows);
     // Half of the cases have none.
     let compensation = compensations().get(case.compensation).copied().unwrap_or_default();
-    Recipe { compensation, ..recipe }
+    let learner = learners().get(case.learner).copied().unwrap_or_default();
+    Recipe { rule: Rule { compensation, learner, ..recipe.rule }, ..recipe }
 }
 
 fn recipe_of(architecture: usize, optimiser: usize, seed: u64, step_rows: usize) -> Recipe {
     let (architecture, input) = &architectures()[architecture];
     let network = Network::build(architecture, input, CLASSES, Loss::SoftmaxCrossEntropy, false).unwrap();
-    Recipe { optimiser: optimisers()[optimiser], learning_rate: 0.05, seed, ..Recipe::new(Arc::new(network), step_rows, 3) }
+    Recipe {
+        rule: Rule { optimiser: optimisers()[optimiser], ..Rule::default() },
+        learning_rate: 0.05,
+        seed,
+        ..Recipe::new(Arc::new(network), step_rows, 3)
+    }
 }
 
 /// The state as a file would keep it.
@@ -363,7 +375,7 @@ fn after_a_large_row(seed: u64, value: f32, executor: Executor) -> (Verdict, [bo
     let architecture = Architecture::Mlp { hidden: vec![2], standardise: Some(false) };
     let network = Network::build(&architecture, &[1], 1, Loss::MeanSquaredError, false).unwrap();
     let (network, optimiser) = (Arc::new(network), optimisers()[0]);
-    let recipe = Recipe { optimiser, learning_rate: 1e-30, seed, ..Recipe::new(network, 1, 2) };
+    let recipe = Recipe { rule: Rule { optimiser, ..Rule::default() }, learning_rate: 1e-30, seed, ..Recipe::new(network, 1, 2) };
     let stages = vec![StagePlan::whole(0..2), StagePlan::whole(2..3)];
     let plan = recipe.planner().plan(0, stages, 1, Publication::Continuous);
     let mut trainer = Trainer::new(recipe, plan, executor).unwrap();

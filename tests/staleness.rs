@@ -12,6 +12,7 @@ use mustela::ferret::executor::Executor;
 use mustela::ferret::plan::{Plan, Publication, StagePlan};
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
+use mustela::ferret::work::Rule;
 use mustela::fold::{Change, Fold, State, Step, Verdict};
 use mustela::network::layer::Initial;
 use mustela::network::{Cost, Gradient, Layer, Loss, Network, Optimiser, Parameter, Stash, deep_copy};
@@ -90,7 +91,7 @@ fn recipe(stages: usize) -> Recipe {
     let layers = (0..stages).map(|_| Box::new(OneWeight) as Box<dyn Layer>).collect();
     let network = Network { layers, input_shape: vec![1], loss: Loss::MeanSquaredError, outputs: 1 };
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
-    Recipe { optimiser, learning_rate: 0.1, ..Recipe::new(Arc::new(network), 1, 2) }
+    Recipe { rule: Rule { optimiser, ..Rule::default() }, learning_rate: 0.1, ..Recipe::new(Arc::new(network), 1, 2) }
 }
 
 fn plan(recipe: &Recipe, of: &ReferencePlan) -> Plan {
@@ -135,7 +136,8 @@ fn close(what: &str, ours: f64, theirs: f64, tolerance: f64) {
 }
 
 fn follow(number: usize, case: &Reference, executor: Executor) {
-    let recipe = Recipe { compensation: case.compensation, ..recipe(case.weights.len()) };
+    let recipe = recipe(case.weights.len());
+    let recipe = Recipe { rule: Rule { compensation: case.compensation, ..recipe.rule }, ..recipe };
     let mut trainer = Trainer::new(recipe.clone(), plan(&recipe, &case.plans[0]), executor).unwrap();
     begin(&mut trainer, &case.weights);
     let mut outcomes = Vec::new();

@@ -11,6 +11,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crossbeam::channel::bounded;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
@@ -104,6 +105,21 @@ impl Engine {
     /// See [`Engine::at_rest`].
     pub fn at_rest_mut(&mut self) -> Result<&mut Pipeline, FoldError> {
         self.resting.as_deref_mut().ok_or_else(in_flight)
+    }
+
+    /// Does something long with the pipeline at rest where its tasks run.
+    pub fn work(&mut self, work: impl FnOnce(&mut Pipeline) -> Result<(), FoldError> + Send + 'static) -> Result<(), FoldError> {
+        let Runs::Threads(shared) = &self.runs else { return work(self.at_rest_mut()?) };
+        let mut pipeline = self.resting.take().ok_or_else(in_flight)?;
+        let (tell, told) = bounded(1);
+        shared.pool.spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| work(&mut pipeline)))
+                .unwrap_or_else(|payload| Err(FoldError::Panicked(message(payload.as_ref()))));
+            drop(tell.send((pipeline, ended)));
+        });
+        let (pipeline, ended) = told.recv().map_err(|_| FoldError::Panicked("a consolidation".into()))?;
+        self.resting = Some(pipeline);
+        ended
     }
 
     /// A look at the pipeline between tasks.

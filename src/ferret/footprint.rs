@@ -238,6 +238,20 @@ impl Footprint {
         self.costs[layer].output
     }
 
+    /// The most that a forward through the whole network holds whose stashes nobody wants, for `rows` rows, beside its input.
+    pub fn predicted(&self, rows: usize) -> u64 {
+        let costs: Vec<Cost> = self.network.layers.iter().map(|layer| layer.cost(rows)).collect();
+        let mut steps = StepWalk { network: &self.network, costs: &costs, fuses: true, walk: Walk::default(), at: 0 };
+        steps.at = steps.walk.allocate(0, false);
+        (0..costs.len()).for_each(|layer| steps.predict_layer(layer));
+        steps.walk.take_peak().total()
+    }
+
+    /// The bytes of `rows` rows as the network reads them.
+    pub fn input_bytes_of(&self, rows: usize) -> u64 {
+        (rows as u64).saturating_mul(self.network.input_shape.iter().product::<usize>() as u64).saturating_mul(F32)
+    }
+
     /// Follows one step through stages.
     pub fn walk(&self, stages: &[StagePlan]) -> Walked {
         let walked = self.walk_step(stages);
@@ -261,8 +275,9 @@ impl Footprint {
     }
 
     fn input_bytes(&self) -> u64 {
-        (self.step_rows as u64).saturating_mul(self.network.input_shape.iter().product::<usize>() as u64).saturating_mul(F32)
+        self.input_bytes_of(self.step_rows)
     }
+
     /// Follows one step through forward, backward and update of every stage.
     fn walk_step(&self, stages: &[StagePlan]) -> Vec<AtStage> {
         let mut steps = StepWalk { network: &self.network, costs: &self.costs, fuses: self.fuses, walk: Walk::default(), at: 0 };

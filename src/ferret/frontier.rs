@@ -157,7 +157,7 @@ impl<'a> Space<'a> {
             }
         }
         let learning = self.planner.network.first_learning_layer();
-        let stages_max = STAGES_MAX.min(self.in_flight_max() as usize);
+        let stages_max = if self.planner.is_whole() { 1 } else { STAGES_MAX.min(self.in_flight_max() as usize) };
         let partitions: BTreeSet<Vec<usize>> = bounds
             .into_iter()
             .filter_map(|bound| group(&times, bound))
@@ -261,7 +261,7 @@ impl Planner {
     /// The frontier of this network.
     pub fn frontier(&self, profile: &Profile) -> Frontier {
         let mut space = Space::new(self, profile);
-        let (mut frontier, minimum_bytes) = (Frontier::default(), self.minimum(0).bytes.total());
+        let (mut frontier, minimum_bytes) = (Frontier::default(), self.smallest().bytes.total());
         for ends in space.partitions() {
             let mut before = None;
             for recomputed in space.recomputed(ends.len()) {
@@ -272,10 +272,7 @@ impl Planner {
                 let walked = self.footprint().walk(&stages);
                 for workers in space.workers(ends.len()) {
                     for chain in space.chains(ends.len(), workers) {
-                        let mut plan = Plan {
-                            threads: self.threads_of(workers, ends.len()),
-                            ..Plan::bare(0, stages.clone(), workers, self.step_rows)
-                        };
+                        let mut plan = self.bare(stages.clone(), workers);
                         for (stage, every) in plan.stages.iter_mut().zip(chain) {
                             stage.stride = every;
                         }

@@ -11,6 +11,7 @@
 //! and of the step's ordinal ([`plan::Plan::read`]).
 
 pub mod compensation;
+mod consolidate;
 pub mod executor;
 pub mod footprint;
 pub mod frontier;

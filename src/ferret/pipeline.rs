@@ -10,16 +10,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::compensation::{Compensation, Tuner};
+use super::compensation::Tuner;
 use super::plan::Plan;
 use super::profile::Observed;
 use super::schedule::{Schedule, Task};
 use super::snapshot::NetworkSnapshot;
-use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, StageGradients, Trail};
-use super::work::{Admitted, Context, Done, Gave, Given, Work};
+use super::stage::{Accumulated, Counted, Kept, LayerState, LayerWeights, StageGradients, Trail};
+use super::work::{Admitted, Candidates, Context, Done, Gave, Given, Goal, Rule, Work};
 use crate::fold::{FoldError, Outcome, Score, Sequence, Step, Verdict};
+use crate::learner::{Learner, Memory, RowLayout};
 use crate::ledger::{Ledger, Part};
-use crate::network::{Network, Optimiser, Targets};
+use crate::network::Network;
 
 /// One version of a stage: the updates of so many steps are in it.
 #[derive(Debug)]
@@ -79,7 +80,8 @@ impl StageState {
 struct Flight {
     last: Sequence,
     rows: u64,
-    targets: Option<Targets>,
+    goal: Option<Goal>,
+    candidates: Option<Candidates>,
     /// On its way up.
     activation: Option<Counted>,
     /// On its way down.
@@ -110,6 +112,8 @@ pub struct Pipeline {
     pub(super) stages: Vec<StageState>,
     /// The newest statistics of a standardising layer, which advance at admission.
     pub(super) statistics: Option<Arc<LayerWeights>>,
+    /// What the learner keeps; away while a step is admitted.
+    pub(super) memory: Option<Box<Memory>>,
     flights: VecDeque<Flight>,
     /// The next step, not admitted yet.
     offered: Option<Step>,
@@ -127,7 +131,8 @@ impl Pipeline {
     /// A network with the initial weights of `seed`, at the start of `plan`.
     pub fn new(
         network: Arc<Network>,
-        (optimiser, compensation): (Optimiser, Compensation),
+        rule: Rule,
+        layout: RowLayout,
         learning_rate: f64,
         plan: Plan,
         seed: u64,
@@ -140,16 +145,20 @@ impl Pipeline {
             .zip(&network.layers)
             .map(|(weights, layer)| {
                 let parameters = layer.parameters();
-                let moments = parameters.iter().map(|parameter| optimiser.initial_moments(parameter));
+                let moments = parameters.iter().map(|parameter| rule.optimiser.initial_moments(parameter));
                 let moments = moments.collect::<candle_core::Result<_>>()?;
-                let tuner = Tuner::zero(&compensation, &parameters, &ledger)?;
+                let tuner = Tuner::zero(&rule.compensation, &parameters, &ledger)?;
                 Ok(LayerState::new(weights, moments, tuner, 0, &ledger))
             })
             .collect::<candle_core::Result<Vec<_>>>()?;
         let start = plan.start;
-        let context = Arc::new(Context { network, optimiser, compensation, plan: Arc::new(plan), ledger });
+        let memory = match rule.learner {
+            Learner::Vanilla => None,
+            learner => Some(Box::new(Memory::new(learner, plan.buffer_rows, seed, layout, &ledger)?)),
+        };
+        let context = Arc::new(Context { network, rule, plan: Arc::new(plan), ledger });
         let stages = cut(&context.plan, layers);
-        Ok(Pipeline::at_rest(context, start, stages, statistics, learning_rate))
+        Ok(Pipeline::at_rest(context, start, stages, (statistics, memory), learning_rate))
     }
 
     /// A pipeline with nothing in flight, at step `next`.
@@ -157,7 +166,7 @@ impl Pipeline {
         context: Arc<Context>,
         next: u64,
         stages: Vec<StageState>,
-        statistics: Option<Arc<LayerWeights>>,
+        (statistics, memory): (Option<Arc<LayerWeights>>, Option<Box<Memory>>),
         learning_rate: f64,
     ) -> Pipeline {
         let schedule = Schedule::new(context.plan.clone(), next);
@@ -167,6 +176,7 @@ impl Pipeline {
             schedule,
             stages,
             statistics,
+            memory,
             flights: VecDeque::new(),
             offered: None,
             outcomes: Vec::new(),
@@ -260,19 +270,21 @@ impl Pipeline {
                 let step = self.offered.take().ok_or_else(lost)?;
                 // With no step in flight only readers hold the statistics of the rows before.
                 let superseded = if self.flights.is_empty() { Part::Snapshots } else { Part::WeightVersions };
-                Given::Step { step, statistics: self.statistics.clone(), superseded }
+                let (memory, ordinal) = (self.memory.take(), self.schedule.admitted());
+                Given::Step { step, statistics: self.statistics.clone(), superseded, memory, ordinal }
             }
             Task::Forward { ordinal, stage } => {
                 let mut versions = self.stages[stage].version(self.context.plan.read(ordinal, stage))?;
                 let learns = self.schedule.learns(ordinal, stage);
                 let is_last = stage + 1 == self.stages.len();
+                let learning_rate = self.learning_rate;
                 let flight = self.flight_mut(ordinal);
                 if let Some(statistics) = flight.statistics.clone().filter(|_| stage == 0) {
                     versions[0] = statistics;
                 }
                 let input = flight.activation.take().ok_or_else(lost)?;
-                let targets = if is_last { flight.targets.take() } else { None };
-                Given::Forward { versions, input, targets, learns }
+                let (goal, candidates) = if is_last { (flight.goal.take(), flight.candidates.take()) } else { (None, None) };
+                Given::Forward { versions, input, goal, learns, candidates, learning_rate }
             }
             Task::Backward { ordinal, stage } => {
                 let below = stage > 0 && self.schedule.learns(ordinal, stage - 1);
@@ -293,7 +305,7 @@ impl Pipeline {
         let steps = state.accumulated.as_ref().map_or(0, |accumulated| accumulated.steps);
         let applies = steps + 1 == plan.stages[stage].accumulation;
         let read = plan.read(ordinal, stage);
-        let trail = if self.context.compensation.compensates() { state.trail(read) } else { Trail::default() };
+        let trail = if self.context.rule.compensation.compensates() { state.trail(read) } else { Trail::default() };
         let mut superseded = Part::WeightVersions;
         if applies {
             state.trim(&plan, stage, ordinal + 1);
@@ -327,13 +339,15 @@ impl Pipeline {
     /// Puts what a task gave where the next one finds it; tells whether it refused the step.
     fn note(&mut self, task: Task, gave: Gave) -> bool {
         match (gave, task) {
-            (Gave::Step { flight: Admitted { last, rows, input, targets }, statistics }, _) => {
+            (Gave::Step { flight: Admitted { last, rows, input, goal, candidates }, statistics, memory }, _) => {
+                self.memory = memory;
                 self.statistics.clone_from(&statistics);
                 let stages = self.stages.len();
                 self.flights.push_back(Flight {
                     last,
                     rows,
-                    targets: Some(targets),
+                    goal: Some(goal),
+                    candidates,
                     activation: Some(input),
                     gradient: None,
                     statistics,
@@ -442,8 +456,8 @@ impl Pipeline {
             return Err(FoldError::Contract(format!("a plan from step {} at step {}", plan.start, self.ordinal())));
         }
         plan.check(&self.context.network).map_err(FoldError::Contract)?;
-        let Context { optimiser, compensation, .. } = &*self.context;
-        let how = How { optimiser, compensation, learning_rate: self.learning_rate, superseded: Part::Snapshots };
+        let rule = self.context.rule;
+        let how = rule.how(self.learning_rate, Part::Snapshots);
         let mut layers = Vec::with_capacity(self.context.network.layers.len());
         for (number, state) in std::mem::take(&mut self.stages).into_iter().enumerate() {
             let StageState { layers: mut of_stage, window, accumulated } = state;
@@ -458,11 +472,19 @@ impl Pipeline {
         }
         self.stages = cut(&plan, layers);
         self.observed = Observed::new(self.stages.len());
-        let Context { network, optimiser, compensation, ledger, .. } = &*self.context;
-        let (network, ledger) = (network.clone(), ledger.clone());
-        let (optimiser, compensation) = (*optimiser, *compensation);
-        self.context = Arc::new(Context { network, optimiser, compensation, plan: Arc::new(plan), ledger });
+        let (network, ledger) = (self.context.network.clone(), self.context.ledger.clone());
+        self.resize_buffer(plan.buffer_rows)?;
+        self.context = Arc::new(Context { network, rule, plan: Arc::new(plan), ledger });
         self.schedule = Schedule::new(self.context.plan.clone(), self.schedule.admitted());
+        Ok(())
+    }
+
+    fn resize_buffer(&mut self, capacity: u64) -> Result<(), FoldError> {
+        if let Some(buffer) = self.memory.as_mut().and_then(|memory| memory.buffer.as_mut())
+            && buffer.capacity() != capacity
+        {
+            *buffer = buffer.resized(capacity, &self.context.ledger)?;
+        }
         Ok(())
     }
 

@@ -52,6 +52,9 @@ pub struct PlannedBytes {
     pub accumulators: u64,
     /// The steps in flight at their peak.
     pub steps: StepBytes,
+    /// What the learner keeps, and what it takes for a moment.
+    #[serde(default)]
+    pub learner: u64,
     /// Records read from the log and not yet learned.
     pub queued_rows: u64,
     /// Everything too small to count.
@@ -62,7 +65,7 @@ impl PlannedBytes {
     /// What the plan needs of a budget.
     pub fn total(&self) -> u64 {
         let held = self.weights + self.weight_versions + self.snapshots + self.optimiser + self.compensation + self.accumulators;
-        held + self.steps.total() + self.queued_rows + self.overhead
+        held + self.steps.total() + self.learner + self.queued_rows + self.overhead
     }
 
     /// What it needs for one part of the ledger; the overhead is in none.
@@ -76,6 +79,7 @@ impl PlannedBytes {
             Part::Activations => self.steps.activations,
             Part::Gradients => self.accumulators + self.steps.gradients,
             Part::Workspace => self.steps.workspace,
+            Part::Learner => self.learner,
             Part::QueuedRows => self.queued_rows,
         }
     }
@@ -135,6 +139,12 @@ pub struct Plan {
     pub step_rows: usize,
     /// When readers get new weights.
     pub publication: Publication,
+    /// Rows that the learner keeps at most.
+    #[serde(default)]
+    pub buffer_rows: u64,
+    /// What a teacher's forward takes for a moment, in bytes.
+    #[serde(default)]
+    pub teaching_bytes: u64,
     /// Tasks that run at once, at most. No value depends on it, only bytes do.
     pub threads: usize,
     /// What it was reckoned to hold.
@@ -160,8 +170,8 @@ impl Plan {
     /// A plan of these stages and workers, with nothing reckoned yet.
     pub fn bare(start: u64, stages: Vec<StagePlan>, workers: u64, step_rows: usize) -> Plan {
         let (publication, bytes) = (Publication::Continuous, PlannedBytes::default());
-        let (reads, threads, reckoned) = (Reads::Ferret, 1, None);
-        Plan { start, stages, workers, reads, step_rows, publication, threads, bytes, reckoned }
+        let (reads, buffer_rows, threads, reckoned) = (Reads::Ferret, 0, 1, None);
+        Plan { start, stages, workers, reads, step_rows, publication, buffer_rows, teaching_bytes: 0, threads, bytes, reckoned }
     }
 
     /// The version of stage `stage` that the forward of step `ordinal` reads, exactly: the number of steps whose updates it

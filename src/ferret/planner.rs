@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::compensation::Compensation;
 use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
 use super::frontier::Frontier;
 use super::plan::{Plan, PlannedBytes, Publication, Reckoned, StagePlan, may_begin_segment};
@@ -15,14 +14,21 @@ use super::pool::Pool;
 use super::profile::{Profile, Trial};
 use super::rate::{Objective, Rate};
 use super::trainer::Recipe;
+use super::work::Rule;
 use crate::fold::{BelowMinimum, FoldError, PlanError};
+use crate::learner::{Buffer, RowLayout};
 use crate::limits::WORKERS_MAX;
-use crate::network::{Network, Optimiser};
+use crate::network::Network;
 
 /// What one model takes beside the storages that are counted one by one: names, channels, scores.
 const OVERHEAD_BYTES: u64 = 32 << 10;
 /// Headers of the tensors that a step in flight has at a layer: output, stash, gradients.
 const STEP_TENSORS: u64 = 3;
+
+/// Bytes of one number of an output.
+const OUTPUT_BYTES: u64 = 4;
+/// Copies of the outputs that comparing them with a teacher's takes at once.
+const DISTILLATION: u64 = 6;
 
 /// How much longer steps take while all threads have one, in thousandths, where nobody could measure it.
 const SLOWDOWN: u64 = 1050;
@@ -37,10 +43,10 @@ pub struct Planner {
     /// What is trained.
     pub network: Arc<Network>,
     /// How.
-    pub optimiser: Optimiser,
-    /// For the updates that gradients missed.
-    pub compensation: Compensation,
-    /// Rows of a step.
+    pub rule: Rule,
+    /// How rows are laid out that a learner keeps.
+    pub layout: RowLayout,
+    /// Rows of a step that come, at most.
     pub step_rows: usize,
     /// Bytes of records that the driver holds at most.
     pub queued_bytes: u64,
@@ -116,10 +122,10 @@ fn one() -> u64 {
 impl Planner {
     /// A planner for a network that is trained like this.
     pub fn new(recipe: &Recipe) -> Planner {
-        let Recipe { network, optimiser, compensation, step_rows, queued_bytes, threads, may_omit, objective, .. } =
-            recipe.clone();
-        let footprint = Footprint::new(network.clone(), optimiser.fuses() && !compensation.compensates(), step_rows);
-        Planner { network, optimiser, compensation, step_rows, queued_bytes, threads, may_omit, objective, footprint }
+        let Recipe { network, rule, layout, step_rows, queued_bytes, threads, may_omit, objective, .. } = recipe.clone();
+        let fuses = rule.optimiser.fuses() && !rule.compensation.compensates() && rule.learner.anchoring().is_none();
+        let footprint = Footprint::new(network.clone(), fuses, step_rows + rule.learner.replay_rows());
+        Planner { network, rule, layout, step_rows, queued_bytes, threads, may_omit, objective, footprint }
     }
 
     /// Measures what steps cost, within a budget, which is no smaller than the minimum.
@@ -129,8 +135,8 @@ impl Planner {
     pub fn measure(&self, pool: &Pool, budget_bytes: u64) -> Result<Profile, FoldError> {
         let minimum = self.minimum(0);
         let recompute = minimum.stages.into_iter().flat_map(|stage| stage.recompute).collect();
-        let Planner { optimiser, compensation, step_rows, .. } = *self;
-        let trial = Trial { network: self.network.clone(), optimiser, compensation, step_rows, recompute };
+        let step_rows = self.learned_rows();
+        let trial = Trial { network: self.network.clone(), rule: self.rule, step_rows, recompute };
         let profile = trial.run(pool)?;
         let slowdown_thousandths = if profile.threads > 1 { SLOWDOWN } else { 1000 };
         let mut profile = Profile { slowdown_thousandths, ..profile };
@@ -175,15 +181,82 @@ impl Planner {
 
     /// A plan of these stages and workers, with its bytes reckoned; it need not be a good one, nor a valid one.
     pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
-        let threads = self.threads_of(workers, stages.len());
-        let mut plan = Plan { threads, publication, ..Plan::bare(start, stages, workers, self.step_rows) };
+        let mut plan = Plan { start, publication, ..self.bare(stages, workers) };
         plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
         plan
+    }
+
+    /// A plan from step 0 on with all rows that the learner would like to keep, without its bytes.
+    pub(super) fn bare(&self, stages: Vec<StagePlan>, workers: u64) -> Plan {
+        let (buffer_rows, teaching_bytes) = (self.rule.learner.buffer_rows(), self.teaching_bytes());
+        let threads = self.threads_of(workers, stages.len());
+        Plan { threads, buffer_rows, teaching_bytes, ..Plan::bare(0, stages, workers, self.step_rows) }
     }
 
     /// Threads that a plan of so many workers and stages can use.
     pub(super) fn threads_of(&self, workers: u64, stages: usize) -> usize {
         self.threads.min(workers as usize * stages).max(1)
+    }
+
+    /// Rows that a step learns at most, those that are replayed among them.
+    pub fn learned_rows(&self) -> usize {
+        self.step_rows + self.rule.learner.replay_rows()
+    }
+
+    /// Whether every plan must have one stage: a learner that looks ahead goes through the whole network at once.
+    pub fn is_whole(&self) -> bool {
+        self.rule.learner.candidate_rows() > 0
+    }
+
+    /// What a teacher's forward takes for a moment.
+    fn teaching_bytes(&self) -> u64 {
+        self.rule.learner.teachers() * self.footprint.predicted(self.learned_rows())
+    }
+
+    /// What a buffer of so many rows takes.
+    fn buffer_bytes(&self, rows: u64) -> u64 {
+        Buffer::bytes(rows, (self.layout.width * self.layout.element.bytes()) as u64)
+    }
+
+    /// What the learner keeps under a plan, and takes for a moment.
+    fn learner_bytes(&self, plan: &Plan) -> u64 {
+        let (learner, footprint, all) = (&self.rule.learner, &self.footprint, 0..self.network.layers.len());
+        let parameters = footprint.parameters(all);
+        let outputs = (self.learned_rows() * self.network.outputs) as u64 * OUTPUT_BYTES;
+        let kept = self.buffer_bytes(plan.buffer_rows) + learner.teachers() * footprint.weights();
+        // Beside what is kept, importance is found anew before it is added.
+        let anchors = if learner.anchors() > 0 { (learner.anchors() + 1) * parameters } else { 0 };
+        // What the teacher makes of each step in flight, and what comparing it with the outputs takes.
+        let taught = learner.teachers() * outputs * (plan.in_flight() + DISTILLATION * plan.threads as u64);
+        let candidates = match learner.candidate_rows() {
+            0 => 0,
+            rows => {
+                // The candidates of each step in flight; a look ahead with a copy of the weights, and the rows that it chooses.
+                let ahead =
+                    2 * footprint.weights() + footprint.predicted(rows) + footprint.input_bytes_of(2 * self.learned_rows());
+                plan.in_flight() * footprint.input_bytes_of(rows) + plan.threads as u64 * ahead
+            }
+        };
+        kept + anchors + taught + plan.teaching_bytes + candidates
+    }
+
+    /// The rows that a learner may keep within a budget: as many as it would like, or half, a quarter and so on, so that they take no
+    /// more than half of what the smallest plan leaves.
+    fn buffer_rows(&self, budget_bytes: u64) -> u64 {
+        let (most, least) = (self.rule.learner.buffer_rows(), self.rule.learner.buffer_rows_min());
+        let free = budget_bytes.saturating_sub(self.minimum(0).bytes.total()) + self.buffer_bytes(least);
+        let mut rows = most;
+        while rows > least && self.buffer_bytes(rows) > (free / 2).max(self.buffer_bytes(least)) {
+            rows = (rows / 2).max(least);
+        }
+        rows
+    }
+
+    /// A plan whose learner keeps so many rows.
+    fn keeping(&self, plan: Plan, buffer_rows: u64) -> Plan {
+        let mut plan = Plan { buffer_rows, ..plan };
+        plan.bytes.learner = self.learner_bytes(&plan);
+        plan
     }
 
     /// The bytes of a plan through whose stages a step was `walked`.
@@ -196,9 +269,10 @@ impl Planner {
             // Every step in flight has the statistics of its own moment.
             weight_versions: plan.in_flight() * footprint.statistics(),
             snapshots: weights * copies,
-            optimiser: footprint.parameters(all.clone()) * self.optimiser.state_count() as u64,
-            compensation: footprint.parameters(all) * self.compensation.state_count() as u64,
+            optimiser: footprint.parameters(all.clone()) * self.rule.optimiser.state_count() as u64,
+            compensation: footprint.parameters(all) * self.rule.compensation.state_count() as u64,
             steps: walked.steps(plan),
+            learner: self.learner_bytes(plan),
             queued_rows: self.queued_bytes,
             ..PlannedBytes::default()
         };
@@ -222,9 +296,14 @@ impl Planner {
 
     /// The plan that needs the least memory: one step after the other, recomputed where that saves anything.
     pub fn minimum(&self, start: u64) -> Plan {
+        self.keeping(Plan { start, ..self.smallest() }, self.rule.learner.buffer_rows_min())
+    }
+
+    /// The smallest plan that keeps all rows that the learner would like to.
+    pub(super) fn smallest(&self) -> Plan {
         let layers = 0..self.network.layers.len();
         let stage = StagePlan { recompute: self.best_segments(layers.clone()), ..StagePlan::whole(layers) };
-        self.plan(start, vec![stage], 1, Publication::AtDrain)
+        self.plan(0, vec![stage], 1, Publication::AtDrain)
     }
 
     /// The best plan of a frontier within `budget_bytes`, from step `start` on, where rows arrive every `row_interval` (none: faster
@@ -237,11 +316,14 @@ impl Planner {
         prospects: &Prospects,
     ) -> Result<Plan, BelowMinimum> {
         let Prospects { profile, frontier } = prospects;
-        let minimum_bytes = || frontier.points().first().map_or(0, |point| point.bytes);
+        // The frontier's plans keep all rows that are asked for.
+        let buffer_rows = self.buffer_rows(budget_bytes);
+        let [kept, most] = [buffer_rows, self.rule.learner.buffer_rows()].map(|rows| self.buffer_bytes(rows));
+        let minimum_bytes = || self.minimum(start).bytes.total();
         let interval = self.step_interval(row_interval);
-        let point = frontier.best(budget_bytes, interval);
+        let point = frontier.best(budget_bytes.saturating_add(most - kept), interval);
         let point = point.ok_or_else(|| BelowMinimum { budget_bytes, minimum_bytes: minimum_bytes() })?;
-        let plan = self.plan(start, point.stages.clone(), point.workers, point.publication);
+        let plan = self.keeping(self.plan(start, point.stages.clone(), point.workers, point.publication), buffer_rows);
         Ok(Plan { reckoned: Some(reckoned(point.rate, profile)), ..plan })
     }
 
@@ -294,13 +376,18 @@ impl Planner {
         });
         let bare = Plan::bare(start, stages.collect(), wish.workers, self.step_rows);
         bare.check(&self.network).map_err(PlanError::Refused)?;
+        if self.is_whole() && bare.stages.len() > 1 {
+            return Err(PlanError::Refused(
+                "learner `mir` looks ahead through the whole network: its plans have one stage".into(),
+            ));
+        }
         let mut stages = bare.stages.clone();
         for (number, of_wish) in wish.stages.iter().enumerate() {
             if let Recompute::Whether(true) = of_wish.recompute {
                 stages[number].recompute = self.recompute(&bare, number);
             }
         }
-        let plan = self.plan(start, stages, wish.workers, wish.publication);
+        let plan = self.keeping(self.plan(start, stages, wish.workers, wish.publication), self.buffer_rows(budget_bytes));
         plan.check(&self.network).map_err(PlanError::Refused)?;
         let planned_bytes = plan.bytes.total();
         if planned_bytes > budget_bytes {

@@ -15,18 +15,20 @@ use crossbeam::channel::bounded;
 use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::compensation::{Compensation, Tuner};
+use super::compensation::Tuner;
 use super::executor::{Engine, Executor};
 use super::input;
 use super::pipeline::Pipeline;
 use super::plan::{Plan, StagePlan};
 use super::pool::Pool;
 use super::schedule::Task;
-use super::stage::{Counted, How, Kept, LayerState, Stage, StageGradients, Trail};
+use super::stage::{Counted, Kept, LayerState, Stage, StageGradients, Trail};
+use super::work::Rule;
 use crate::fold::{FoldError, Step};
+use crate::learner::{Learner, RowLayout};
 use crate::ledger::{Ledger, Part};
 use crate::network::loss::loss;
-use crate::network::{Architecture, Loss, Network, Optimiser, deep_copy, random};
+use crate::network::{Architecture, Loss, Network, deep_copy, random};
 use crate::rows::{Block, Element, Rows, Target};
 
 /// Runs of a trial, at least and at most, and the time in which more than the least are begun.
@@ -85,9 +87,7 @@ pub struct Trial {
     /// The network.
     pub network: Arc<Network>,
     /// How it is trained.
-    pub optimiser: Optimiser,
-    /// For the updates that gradients missed.
-    pub compensation: Compensation,
+    pub rule: Rule,
     /// Rows of a step.
     pub step_rows: usize,
     /// The recomputed segments of its smallest plan.
@@ -115,8 +115,10 @@ impl Trial {
     pub fn period(&self, plan: &Plan, pool: &Pool) -> Result<(u64, u64), FoldError> {
         let network = self.network.clone();
         let rows = made_up(&network, self.step_rows);
-        let pipeline =
-            Pipeline::new(network, (self.optimiser, self.compensation), LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
+        // What a learner adds is rows, which the trial's steps have.
+        let rule = Rule { learner: Learner::Vanilla, ..self.rule };
+        let layout = RowLayout::of(&rows).ok_or_else(|| FoldError::Contract("rows without labels".into()))?;
+        let pipeline = Pipeline::new(network, rule, layout, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
         let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
         let count = STRETCH_STEPS.max(2 * plan.in_flight());
         steps(&mut engine, &rows, count)?;
@@ -178,8 +180,7 @@ impl Profile {
 /// What one trial works on.
 struct Bench<'a> {
     network: &'a Network,
-    optimiser: Optimiser,
-    compensation: Compensation,
+    rule: Rule,
     ledger: &'a Ledger,
     rows: Rows,
     /// Each layer as a stage of its own.
@@ -195,16 +196,15 @@ impl<'a> Bench<'a> {
         let mut states = Vec::with_capacity(network.layers.len());
         for (weights, layer) in network.initial_weights(0)?.into_iter().zip(&network.layers) {
             let parameters = layer.parameters();
-            let moments = parameters.iter().map(|parameter| trial.optimiser.initial_moments(parameter));
+            let moments = parameters.iter().map(|parameter| trial.rule.optimiser.initial_moments(parameter));
             let moments = moments.collect::<candle_core::Result<_>>()?;
-            let tuner = Tuner::zero(&trial.compensation, &parameters, ledger)?;
+            let tuner = Tuner::zero(&trial.rule.compensation, &parameters, ledger)?;
             states.push(vec![LayerState::new(weights, moments, tuner, 0, ledger)]);
         }
         let layers = network.layers.len();
         Ok(Bench {
             network,
-            optimiser: trial.optimiser,
-            compensation: trial.compensation,
+            rule: trial.rule,
             ledger,
             rows: made_up(network, trial.step_rows),
             plans: (0..layers).map(|layer| StagePlan::whole(layer..layer + 1)).collect(),
@@ -298,8 +298,7 @@ impl<'a> Bench<'a> {
     fn update(&mut self, gathered: Vec<(usize, StageGradients)>, times: &mut Profile) -> Result<(), FoldError> {
         for (layer, gradients) in gathered {
             let stage = Stage { network: self.network, plan: &self.plans[layer], ledger: self.ledger };
-            let (optimiser, compensation) = (&self.optimiser, &self.compensation);
-            let how = How { optimiser, compensation, learning_rate: LEARNING_RATE, superseded: Part::Snapshots };
+            let how = self.rule.how(LEARNING_RATE, Part::Snapshots);
             let began = Instant::now();
             stage.update(&mut self.states[layer], gradients, Trail::default(), how)?;
             times.layers[layer].update = nanoseconds(began);
@@ -309,7 +308,7 @@ impl<'a> Bench<'a> {
             let copies = newest.tensors().iter().map(deep_copy).collect::<candle_core::Result<Vec<_>>>()?;
             if !state.tuner.means.is_empty() {
                 // Any numbers do for gradients, and no displacement takes as long as another.
-                state.tuner.compensate(&self.compensation, &copies, &[newest.clone(), newest])?;
+                state.tuner.compensate(&self.rule.compensation, &copies, &[newest.clone(), newest])?;
             }
             drop(copies);
             times.layers[layer].copy = nanoseconds(began);
@@ -324,8 +323,8 @@ fn handover(pool: &Pool) -> Result<u64, FoldError> {
         .map_err(|error| FoldError::Contract(error.to_string()))?;
     let rows = made_up(&network, 1);
     let plan = Plan::bare(0, vec![StagePlan::whole(0..network.layers.len())], 1, 1);
-    let rule = (Optimiser::default(), Compensation::None);
-    let pipeline = Pipeline::new(Arc::new(network), rule, LEARNING_RATE, plan, 0, Ledger::default())?;
+    let layout = RowLayout { element: Element::F32, width: 1, classes: false };
+    let pipeline = Pipeline::new(Arc::new(network), Rule::default(), layout, LEARNING_RATE, plan, 0, Ledger::default())?;
     let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
     steps(&mut engine, &rows, HANDOVER_STEPS / 4)?;
     let nanoseconds = steps(&mut engine, &rows, HANDOVER_STEPS)?;
@@ -417,7 +416,7 @@ mod tests {
     fn trial(architecture: &str, shape: &[usize], recompute: Vec<usize>) -> Trial {
         let architecture: Architecture = serde_json::from_str(architecture).unwrap();
         let network = Arc::new(Network::build(&architecture, shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
-        Trial { network, optimiser: Optimiser::default(), compensation: Compensation::None, step_rows: 4, recompute }
+        Trial { network, rule: Rule::default(), step_rows: 4, recompute }
     }
 
     #[test]

@@ -13,7 +13,9 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::compensation::{Compensation, Tuner};
 use super::footprint::TENSOR_HEADER_BYTES;
 use super::plan::StagePlan;
+use crate::learner::Anchor;
 use crate::ledger::{Guard, Ledger, Part};
+use crate::network::compensate::pull;
 use crate::network::{Gradient, Network, Optimiser, Stash, deep_copy, optimiser};
 
 /// One version of one layer's weights (or statistics); whoever holds it may read it, nobody may change it.
@@ -58,6 +60,8 @@ pub struct LayerState {
     optimiser: Vec<Vec<Tensor>>,
     /// What gradient compensation remembers.
     pub(super) tuner: Tuner,
+    /// What its weights are held by.
+    pub(super) anchor: Option<Anchor>,
     /// Updates so far.
     updates: u64,
     _optimiser_guard: Guard,
@@ -71,6 +75,7 @@ impl LayerState {
             weights: Arc::new(LayerWeights::new(weights, ledger)),
             optimiser,
             tuner,
+            anchor: None,
             updates,
             _optimiser_guard: ledger.take(Part::Optimiser, bytes),
         }
@@ -152,6 +157,16 @@ enum Left {
 pub struct StageGradients(Vec<LayerGradients>);
 
 impl StageGradients {
+    /// Takes a plain step along these from `weights`, which are each layer's of a stage and nobody else's.
+    pub fn descend(self, stage: Range<usize>, weights: &[Vec<Tensor>], learning_rate: f64) -> Result<()> {
+        for LayerGradients { layer, gradients, .. } in self.0 {
+            for (weight, gradient) in weights[layer - stage.start].iter().zip(gradients) {
+                Optimiser::default().update(weight, &[], gradient, learning_rate, 1)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether no update by these can leave the finite numbers for that reason.
     pub fn are_finite(&self) -> Result<bool> {
         for gradient in self.0.iter().flat_map(|layer| &layer.gradients) {
@@ -231,6 +246,8 @@ pub struct How<'a> {
     pub optimiser: &'a Optimiser,
     /// For the updates that gradients missed.
     pub compensation: &'a Compensation,
+    /// What the distance of weights to their anchors weighs.
+    pub anchoring: Option<f64>,
     /// The learning rate that holds.
     pub learning_rate: f64,
     /// What the version before is held for from now on, if anybody still holds it: steps in flight, or readers alone.
@@ -361,7 +378,7 @@ impl Stage<'_> {
         for LayerGradients { layer, gradients, scratch, dense, _held } in gradients.0 {
             let state = &mut states[layer - self.plan.layers.start];
             let of_layer = trail.take(layer - self.plan.layers.start);
-            let fuses = how.optimiser.fuses() && of_layer.is_empty();
+            let fuses = how.optimiser.fuses() && of_layer.is_empty() && how.anchoring.is_none();
             let _scratch = self.ledger.take(Part::Workspace, scratch);
             let _dense = self.ledger.take(Part::Gradients, if fuses { 0 } else { dense });
             let gradients = compensated(state, gradients, &of_layer, how)?;
@@ -384,7 +401,18 @@ impl Stage<'_> {
         }
         state.make_exclusive(how.superseded, self.ledger)?;
         state.updates += 1;
-        for ((weight, moments), gradient) in state.weights.tensors.iter().zip(&state.optimiser).zip(gradients) {
+        for (index, ((weight, moments), gradient)) in
+            state.weights.tensors.iter().zip(&state.optimiser).zip(gradients).enumerate()
+        {
+            let gradient = match (&state.anchor, how.anchoring) {
+                (Some(Anchor { importance, centre, .. }), Some(firmness)) => {
+                    let dense = gradient.dense()?;
+                    // The derivative of firmness · importance · (weight − centre)².
+                    pull(&dense, &importance[index], weight, &centre[index], 2.0 * firmness)?;
+                    Gradient::Dense(dense)
+                }
+                _ => gradient,
+            };
             how.optimiser.update(weight, moments, gradient, how.learning_rate, state.updates)?;
         }
         Ok(())

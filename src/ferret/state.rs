@@ -2,7 +2,8 @@
 //!
 //! Tensors are named by layer and parameter: `1.linear.weight` is the newest, `1.linear.weight@640` the version with the updates of
 //! 640 steps that a forward to come may still read, `1.linear.weight.momentum` the optimiser's, `1.linear.weight.mean_fisher` gradient
-//! compensation's, `1.linear.weight.accumulated` a sum of gradients that waits for further steps.
+//! compensation's, `1.linear.weight.accumulated` a sum of gradients that waits for further steps; `buffer.features` and
+//! `teacher.1.linear.weight` are a learner's, and so is `1.linear.weight.importance`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use super::compensation::Tuner;
 use super::pipeline::{Pipeline, StageState, StageVersion};
 use super::plan::Plan;
 use super::stage::{Accumulated, LayerState, LayerWeights};
-use super::work::Context;
+use super::work::{Context, Rule};
 use crate::fold::{FoldError, State, StateRef};
+use crate::learner::{Anchor, Buffer, Memory, Teacher};
 
 /// What a pipeline remembers beside its tensors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +32,22 @@ struct Values {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lambdas: Vec<f64>,
     stages: Vec<StageValues>,
+    /// What the learner keeps; none where it keeps nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    memory: Option<MemoryValues>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MemoryValues {
+    rows: u64,
+    consolidations: u64,
+    /// Rows that the buffer has seen; none where there is no buffer.
+    seen: Option<u64>,
+    /// Whether there is a teacher.
+    teaches: bool,
+    /// Whether weights are held to anchors.
+    anchored: bool,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -44,7 +62,7 @@ struct StageValues {
 impl Pipeline {
     /// The whole state, lent. Nothing is in flight.
     pub fn state(&self) -> Result<StateRef<'_>, FoldError> {
-        let Context { network, optimiser, compensation, plan, .. } = &*self.context;
+        let Context { network, rule: Rule { optimiser, compensation, .. }, plan, .. } = &*self.context;
         let names = network.parameter_names();
         let mut tensors = BTreeMap::new();
         if let Some(statistics) = &self.statistics {
@@ -77,6 +95,14 @@ impl Pipeline {
             versions: state.window.iter().map(|version| version.number).collect(),
             accumulated: state.accumulated.as_ref().map_or(0, |accumulated| accumulated.steps),
         });
+        let memory = self.memory.as_ref().map(|memory| MemoryValues {
+            rows: memory.rows,
+            consolidations: memory.consolidations,
+            seen: memory.buffer.as_ref().map(Buffer::seen),
+            teaches: memory.teacher.is_some(),
+            anchored: self.is_anchored(),
+        });
+        self.lend_memory(&names, &mut tensors);
         let values = Values {
             ordinal: self.ordinal(),
             learning_rate: self.learning_rate,
@@ -84,16 +110,40 @@ impl Pipeline {
             updates: layers().map(LayerState::updates).collect(),
             lambdas,
             stages: stages.collect(),
+            memory,
         };
         let values = serde_json::to_value(values).map_err(|error| FoldError::Contract(error.to_string()))?;
         Ok(StateRef { tensors, values })
+    }
+
+    fn is_anchored(&self) -> bool {
+        self.stages.iter().flat_map(|stage| &stage.layers).any(|layer| layer.anchor.is_some())
+    }
+
+    /// Adds the tensors of what the learner keeps.
+    fn lend_memory<'a>(&'a self, names: &[Vec<String>], tensors: &mut BTreeMap<String, &'a Tensor>) {
+        let layers = self.stages.iter().flat_map(|stage| &stage.layers);
+        for (names, anchor) in names.iter().zip(layers.map(|layer| &layer.anchor)) {
+            let Some(Anchor { importance, centre, .. }) = anchor else { continue };
+            for (which, of_layer) in [("importance", importance), ("centre", centre)] {
+                tensors.extend(names.iter().map(|name| format!("{name}.{which}")).zip(of_layer));
+            }
+        }
+        let Some(memory) = &self.memory else { return };
+        if let Some(buffer) = &memory.buffer {
+            tensors.extend(BUFFER_NAMES.map(str::to_owned).into_iter().zip(buffer.tensors()));
+        }
+        if let Some(teacher) = &memory.teacher {
+            let named = names.iter().flatten().map(|name| format!("teacher.{name}"));
+            tensors.extend(named.zip(teacher.weights.iter().flatten()));
+        }
     }
 
     /// The pipeline that goes on from a state that [`Pipeline::state`] gave; `self` has the network and lends the shapes.
     pub fn restored(&self, state: State) -> Result<Pipeline, FoldError> {
         let values: Values = serde_json::from_value(state.values)
             .map_err(|error| FoldError::Contract(format!("the values of this state are not a network's: {error}")))?;
-        let Context { network, optimiser, compensation, ledger, .. } = &*self.context;
+        let Context { network, rule, ledger, .. } = &*self.context;
         values
             .plan
             .check(network)
@@ -102,19 +152,14 @@ impl Pipeline {
         if values.updates.len() != layers || values.stages.len() != stages {
             return Err(FoldError::Contract(format!("this state is not of {layers} layers in {stages} stages")));
         }
-        if values.lambdas.len() != if compensation.compensates() { layers } else { 0 } {
+        if values.lambdas.len() != if rule.compensation.compensates() { layers } else { 0 } {
             return Err(FoldError::Contract("this state is of another gradient compensation".into()));
         }
-        let context = Context {
-            network: network.clone(),
-            optimiser: *optimiser,
-            compensation: *compensation,
-            plan: Arc::new(values.plan),
-            ledger: ledger.clone(),
-        };
+        let context = Context { network: network.clone(), rule: *rule, plan: Arc::new(values.plan), ledger: ledger.clone() };
+        let anchored = values.memory.as_ref().is_some_and(|memory| memory.anchored);
         let counts = values.updates.iter().copied().enumerate();
         let counts = counts.map(|(layer, updates)| (updates, values.lambdas.get(layer).copied().unwrap_or_default())).collect();
-        let mut taking = Taking { tensors: state.tensors, context: &context, names: network.parameter_names(), counts };
+        let mut taking = Taking { tensors: state.tensors, context: &context, names: network.parameter_names(), counts, anchored };
         let like: Vec<&LayerState> = self.stages.iter().flat_map(|state| &state.layers).collect();
         let statistics = match &self.statistics {
             Some(statistics) => Some(Arc::new(LayerWeights::new(taking.tensors_of(0, "", statistics.tensors())?, ledger))),
@@ -122,12 +167,20 @@ impl Pipeline {
         };
         let of_stage = |(stage, of_values): (usize, &StageValues)| taking.stage(stage, of_values, &like);
         let stages = values.stages.iter().enumerate().map(of_stage).collect::<Result<Vec<_>, _>>()?;
+        let memory = match (&self.memory, values.memory) {
+            (Some(like), Some(values)) => Some(Box::new(taking.memory(like, &values)?)),
+            (None, None) => None,
+            _ => return Err(FoldError::Contract("this state is of another learner".into())),
+        };
         if let Some(name) = taking.tensors.keys().next() {
             return Err(FoldError::Contract(format!("this state has {name}, which the network lacks")));
         }
-        Ok(Pipeline::at_rest(Arc::new(context), values.ordinal, stages, statistics, values.learning_rate))
+        Ok(Pipeline::at_rest(Arc::new(context), values.ordinal, stages, (statistics, memory), values.learning_rate))
     }
 }
+
+/// What the tensors of a replay buffer are called.
+const BUFFER_NAMES: [&str; 2] = ["buffer.features", "buffer.labels"];
 
 /// Takes a state apart.
 struct Taking<'a> {
@@ -136,6 +189,8 @@ struct Taking<'a> {
     names: Vec<Vec<String>>,
     /// Of each layer: updates, and λ of the compensation.
     counts: Vec<(u64, f64)>,
+    /// Whether weights are held to anchors.
+    anchored: bool,
 }
 
 impl Taking<'_> {
@@ -185,11 +240,46 @@ impl Taking<'_> {
 
     fn layer(&mut self, layer: usize, like: &LayerState) -> Result<LayerState, FoldError> {
         let weights = self.tensors_of(layer, "", like.weights().tensors())?;
-        let optimiser = self.named(layer, self.context.optimiser.state_names(), like.optimiser())?;
-        let means = self.named(layer, self.context.compensation.state_names(), &like.tuner.means)?;
+        let optimiser = self.named(layer, self.context.rule.optimiser.state_names(), like.optimiser())?;
+        let means = self.named(layer, self.context.rule.compensation.state_names(), &like.tuner.means)?;
         let (updates, lambda) = self.counts[layer];
         let tuner = Tuner::new(lambda, means, &self.context.ledger);
-        Ok(LayerState::new(weights, optimiser, tuner, updates, &self.context.ledger))
+        let mut state = LayerState::new(weights, optimiser, tuner, updates, &self.context.ledger);
+        let parameters = self.context.network.layers[layer].parameters().len();
+        if self.anchored && parameters > 0 {
+            let [importance, centre] =
+                [".importance", ".centre"].map(|which| self.tensors_of(layer, which, like.weights().tensors()));
+            state.anchor = Some(Anchor::new(importance?, centre?, &self.context.ledger));
+        }
+        Ok(state)
+    }
+
+    /// What the learner keeps; `like` lends the shapes.
+    fn memory(&mut self, like: &Memory, values: &MemoryValues) -> Result<Memory, FoldError> {
+        let Context { rule, plan, ledger, network } = self.context;
+        let buffer = match (&like.buffer, values.seen) {
+            (Some(like), Some(seen)) => {
+                let mut take = |name: &str| {
+                    self.tensors.remove(name).ok_or_else(|| FoldError::Contract(format!("{name} is missing from this state")))
+                };
+                let tensors = (take(BUFFER_NAMES[0])?, take(BUFFER_NAMES[1])?);
+                Some(like.restored(plan.buffer_rows, seen, tensors, ledger)?)
+            }
+            (None, None) => None,
+            _ => return Err(FoldError::Contract("this state is of another learner".into())),
+        };
+        let teacher = values.teaches.then(|| {
+            let of_layer = |layer: usize| -> Result<Vec<Tensor>, FoldError> {
+                let names: Vec<String> = self.names[layer].iter().map(|name| format!("teacher.{name}")).collect();
+                names
+                    .iter()
+                    .map(|name| self.tensors.remove(name).ok_or_else(|| FoldError::Contract(format!("{name} is missing"))))
+                    .collect()
+            };
+            let weights = (0..network.layers.len()).map(of_layer).collect::<Result<Vec<_>, FoldError>>()?;
+            Ok::<_, FoldError>(Teacher::new(weights, ledger))
+        });
+        Ok(Memory::restored(rule.learner, buffer, teacher.transpose()?, (values.rows, values.consolidations)))
     }
 
     /// The tensors that are kept of each parameter of a layer under these names.

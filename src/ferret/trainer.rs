@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::compensation::Compensation;
 use super::executor::{Engine, Executor};
 use super::pipeline::Pipeline;
 use super::plan::{Plan, Publication};
@@ -14,11 +13,14 @@ use super::pool::Pool;
 use super::profile::Profile;
 use super::rate::Objective;
 use super::snapshot::NetworkSnapshot;
+use super::work::Rule;
 use crate::fold::{
     BelowMinimum, Change, Demand, Fold, FoldError, Outcome, PlanError, ProposalError, Snapshot, State, StateRef, Step,
 };
+use crate::learner::RowLayout;
 use crate::ledger::{Ledger, Part};
-use crate::network::{self, Network, Optimiser};
+use crate::network::{self, Loss, Network};
+use crate::rows::Element;
 
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
 const FOLD_VERSION: u32 = 2;
@@ -39,9 +41,9 @@ pub struct Recipe {
     /// What is trained.
     pub network: Arc<Network>,
     /// How.
-    pub optimiser: Optimiser,
-    /// For the updates that gradients missed.
-    pub compensation: Compensation,
+    pub rule: Rule,
+    /// How rows are laid out, for learners that keep some.
+    pub layout: RowLayout,
     /// The first learning rate.
     pub learning_rate: f64,
     /// Draws the initial weights.
@@ -61,11 +63,13 @@ pub struct Recipe {
 impl Recipe {
     /// Plain SGD in steps of so many rows, on so many threads, with no rows waiting.
     pub fn new(network: Arc<Network>, step_rows: usize, threads: usize) -> Recipe {
-        let (optimiser, compensation, objective) = (Optimiser::default(), Compensation::default(), Objective::default());
+        let (rule, objective) = (Rule::default(), Objective::default());
+        let (width, classes) = (network.input_shape.iter().product(), network.loss == Loss::SoftmaxCrossEntropy);
+        let layout = RowLayout { element: Element::F32, width, classes };
         Recipe {
             network,
-            optimiser,
-            compensation,
+            rule,
+            layout,
             learning_rate: 0.05,
             seed: 0,
             step_rows,
@@ -98,6 +102,8 @@ pub struct Trainer {
     looks: u32,
     /// Looks in a row that found a much better plan.
     better: u32,
+    /// Rows that were given, and consolidations among them.
+    lessons: (u64, u64),
     /// Snapshots that readers may still hold.
     issued: Vec<Weak<NetworkSnapshot>>,
 }
@@ -107,13 +113,26 @@ impl Trainer {
     pub fn new(recipe: Recipe, plan: Plan, executor: Executor) -> Result<Trainer, FoldError> {
         let (ledger, planner) = (Ledger::default(), recipe.planner());
         plan.check(&recipe.network).map_err(FoldError::Contract)?;
-        let Recipe { network, optimiser, compensation, learning_rate, seed, .. } = recipe;
-        let pipeline = Pipeline::new(network, (optimiser, compensation), learning_rate, plan, seed, ledger.clone())?;
+        let Recipe { network, rule, layout, learning_rate, seed, .. } = recipe;
+        let pipeline = Pipeline::new(network, rule, layout, learning_rate, plan, seed, ledger.clone())?;
         let (plan, minimum_bytes) = (pipeline.plan().clone(), planner.minimum(0).bytes.total());
         let pool = if let Executor::Threads(pool) = &executor { Some(pool.clone()) } else { None };
         let engine = Engine::new(pipeline, executor);
-        let (prospects, looks, better, issued) = (None, 0, 0, Vec::new());
-        Ok(Trainer { planner, engine, plan, learning_rate, ledger, minimum_bytes, pool, prospects, looks, better, issued })
+        let (prospects, looks, better, lessons, issued) = (None, 0, 0, (0, 0), Vec::new());
+        Ok(Trainer {
+            planner,
+            engine,
+            plan,
+            learning_rate,
+            ledger,
+            minimum_bytes,
+            pool,
+            prospects,
+            looks,
+            better,
+            lessons,
+            issued,
+        })
     }
 
     /// Steps that were given so far; the fold is drained.
@@ -134,7 +153,7 @@ impl Trainer {
         }
         let layers = self.planner.network.layers.len();
         let known = self.plan.reckoned.as_ref().map(|reckoned| &reckoned.profile).filter(|known| {
-            let (threads, step_rows) = (self.planner.threads, self.planner.step_rows);
+            let (threads, step_rows) = (self.planner.threads, self.planner.learned_rows());
             known.threads == threads && known.step_rows == step_rows && known.layers.len() == layers
         });
         let profile = match (known, &self.pool) {
@@ -190,6 +209,15 @@ impl Fold for Trainer {
         while self.snapshots_alive() > self.plan.publication.copies() {
             std::thread::sleep(READER_WAIT);
         }
+        let (rows, consolidations) = &mut self.lessons;
+        if let Some(every) = self.planner.rule.learner.every_rows()
+            && *rows / every > *consolidations
+        {
+            *consolidations = *rows / every;
+            self.engine.drain(outcomes)?;
+            self.engine.work(Pipeline::consolidate)?;
+        }
+        *rows += step.rows.count as u64;
         self.engine.apply(step, outcomes)
     }
 
@@ -297,6 +325,7 @@ impl Fold for Trainer {
         let pipeline = self.engine.at_rest_mut()?;
         *pipeline = pipeline.restored(state)?;
         self.learning_rate = pipeline.learning_rate();
+        self.lessons = pipeline.remembered();
         let plan = pipeline.plan().clone();
         self.set_plan(plan);
         Ok(())

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use candle_core::{Device, Tensor};
+
 use super::compensation::Compensation;
 use super::input;
 use super::plan::Plan;
@@ -9,9 +11,30 @@ use super::profile::timed;
 use super::schedule::Task;
 use super::stage::{Accumulated, Counted, How, Kept, LayerState, LayerWeights, Stage, StageGradients, Trail};
 use crate::fold::{FoldError, Score, Sequence, Step};
+use crate::learner::{Learner, Lesson, Memory, Teacher, distil, most_interfered};
 use crate::ledger::{Ledger, Part};
 use crate::network::loss::loss;
-use crate::network::{Network, Optimiser, Targets};
+use crate::network::{Network, Optimiser, Targets, deep_copy};
+use crate::rows::Rows;
+
+/// How a step teaches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rule {
+    /// From gradients to weights.
+    pub optimiser: Optimiser,
+    /// For the updates that gradients missed.
+    pub compensation: Compensation,
+    /// What it minimises.
+    pub learner: Learner,
+}
+
+impl Rule {
+    /// How a stage is updated under this rule.
+    pub(super) fn how(&self, learning_rate: f64, superseded: Part) -> How<'_> {
+        let Rule { optimiser, compensation, learner } = self;
+        How { optimiser, compensation, anchoring: learner.anchoring(), learning_rate, superseded }
+    }
+}
 
 /// What all tasks under one plan read.
 #[derive(Debug)]
@@ -19,9 +42,7 @@ pub struct Context {
     /// What is trained.
     pub network: Arc<Network>,
     /// How.
-    pub optimiser: Optimiser,
-    /// For the updates that gradients missed.
-    pub compensation: Compensation,
+    pub rule: Rule,
     /// Under which plan.
     pub plan: Arc<Plan>,
     /// Where bytes are counted.
@@ -50,13 +71,19 @@ pub(super) enum Given {
         statistics: Option<Arc<LayerWeights>>,
         /// What those are held for from now on, if anybody still holds them.
         superseded: Part,
+        /// What the learner keeps.
+        memory: Option<Box<Memory>>,
+        ordinal: u64,
     },
     Forward {
         versions: Vec<Arc<LayerWeights>>,
         input: Counted,
         /// For the last stage, which knows the loss.
-        targets: Option<Targets>,
+        goal: Option<Goal>,
         learns: bool,
+        /// Of a step that may be replayed further rows.
+        candidates: Option<Candidates>,
+        learning_rate: f64,
     },
     Backward {
         kept: Kept,
@@ -83,6 +110,7 @@ pub(super) enum Gave {
         flight: Admitted,
         /// Of the rows up to its own.
         statistics: Option<Arc<LayerWeights>>,
+        memory: Option<Box<Memory>>,
     },
     Forward {
         output: Counted,
@@ -116,7 +144,25 @@ pub(super) struct Admitted {
     pub(super) last: Sequence,
     pub(super) rows: u64,
     pub(super) input: Counted,
-    pub(super) targets: Targets,
+    pub(super) goal: Goal,
+    pub(super) candidates: Option<Candidates>,
+}
+
+/// What a step's outputs are held to.
+pub(super) struct Goal {
+    targets: Targets,
+    /// So many rows, the first, are the step's own.
+    own: usize,
+    /// What a teacher makes of them.
+    taught: Option<Counted>,
+}
+
+/// Rows of which the forward chooses those that the step would harm the most.
+pub(super) struct Candidates {
+    input: Counted,
+    targets: Targets,
+    /// How many it chooses.
+    count: usize,
 }
 
 impl Work {
@@ -130,9 +176,19 @@ impl Work {
 
 fn carry_out(context: &Context, task: Task, given: Given) -> Result<Gave, FoldError> {
     match (given, task) {
-        (Given::Step { step, statistics, superseded }, _) => admit(context, &step, statistics, superseded),
-        (Given::Forward { versions, input, targets, learns }, Task::Forward { stage, .. }) => {
-            forward(context, stage, versions, input, targets, learns)
+        (Given::Step { step, statistics, superseded, memory, ordinal }, _) => {
+            admit(context, &step, (statistics, superseded), (memory, ordinal))
+        }
+        (Given::Forward { versions, input, goal, learns, candidates, learning_rate }, Task::Forward { stage, .. }) => {
+            let (input, goal) = match (candidates, goal) {
+                (Some(candidates), Some(goal)) => {
+                    let (input, goal) =
+                        context.stage(stage).with_interfered(&versions, (input, goal), candidates, learning_rate)?;
+                    (input, Some(goal))
+                }
+                (_, goal) => (input, goal),
+            };
+            forward(context, stage, versions, input, goal, learns)
         }
         (Given::Backward { kept, gradient, below }, Task::Backward { stage, .. }) => {
             backward(context.stage(stage), kept, gradient, below)
@@ -141,7 +197,7 @@ fn carry_out(context: &Context, task: Task, given: Given) -> Result<Gave, FoldEr
             Given::Update { layers, accumulated, gradients, trail, applies, learning_rate, superseded },
             Task::Update { stage, .. },
         ) => {
-            let how = How { optimiser: &context.optimiser, compensation: &context.compensation, learning_rate, superseded };
+            let how = context.rule.how(learning_rate, superseded);
             update(context.stage(stage), layers, accumulated, (gradients, trail), applies, how)
         }
         _ => Err(FoldError::Contract("a task was given what another one works on".into())),
@@ -156,19 +212,44 @@ pub struct Done {
     pub(super) nanoseconds: u64,
 }
 
-/// Turns rows into the network's input, and advances the statistics of a standardising layer: by ordinal, never by time.
-fn admit(context: &Context, step: &Step, statistics: Option<Arc<LayerWeights>>, superseded: Part) -> Result<Gave, FoldError> {
+/// Turns rows into the network's input, and advances what goes by ordinal, never by time: the statistics of a standardising layer,
+/// and what the learner keeps.
+fn admit(
+    context: &Context,
+    step: &Step,
+    (statistics, superseded): (Option<Arc<LayerWeights>>, Part),
+    (mut memory, ordinal): (Option<Box<Memory>>, u64),
+) -> Result<Gave, FoldError> {
     let (network, ledger) = (&context.network, &context.ledger);
-    let targets = input::targets(&step.rows)?;
-    let input = Counted::new(input::features(&step.rows, &network.input_shape)?, Part::Activations, ledger);
+    let lesson = match &mut memory {
+        Some(memory) => memory.admit(&step.rows, ordinal)?,
+        None => Lesson { own: step.rows.count, rows: step.rows.clone(), candidates: None },
+    };
+    let counted = |rows: &Rows| -> Result<(Counted, Targets), FoldError> {
+        let features = input::features(rows, &network.input_shape)?;
+        Ok((Counted::new(features, Part::Activations, ledger), input::targets(rows)?))
+    };
+    let (input, targets) = counted(&lesson.rows)?;
     let statistics = statistics.map(|before| {
         let mut advanced = before.tensors().to_vec();
-        network.observe(&mut advanced, &input.tensor)?;
+        // What is replayed was counted when it came.
+        network.observe(&mut advanced, &input.tensor.narrow(0, 0, lesson.own)?)?;
         before.hold_for(superseded);
         Ok::<_, FoldError>(Arc::new(LayerWeights::new(advanced, ledger)))
     });
-    let flight = Admitted { last: step.last(), rows: step.rows.count as u64, input, targets };
-    Ok(Gave::Step { flight, statistics: statistics.transpose()? })
+    let teacher = memory.as_ref().and_then(|memory| memory.teacher.as_ref());
+    let taught = teacher.map(|teacher| {
+        let _scratch = ledger.take(Part::Learner, context.plan.teaching_bytes);
+        let outputs = network.predict(teacher.weights.iter().map(Vec::as_slice), input.tensor.clone())?;
+        Ok::<_, FoldError>(Counted::new(outputs, Part::Learner, ledger))
+    });
+    let candidates = lesson.candidates.map(|rows| {
+        let (input, targets) = counted(&rows)?;
+        Ok::<_, FoldError>(Candidates { input, targets, count: context.rule.learner.replay_rows() })
+    });
+    let goal = Goal { targets, own: lesson.own, taught: taught.transpose()? };
+    let flight = Admitted { last: step.last(), rows: step.rows.count as u64, input, goal, candidates: candidates.transpose()? };
+    Ok(Gave::Step { flight, statistics: statistics.transpose()?, memory })
 }
 
 fn forward(
@@ -176,21 +257,73 @@ fn forward(
     stage: usize,
     versions: Vec<Arc<LayerWeights>>,
     input: Counted,
-    targets: Option<Targets>,
+    goal: Option<Goal>,
     learns: bool,
 ) -> Result<Gave, FoldError> {
     let (output, kept) = context.stage(stage).forward(versions, input, learns)?;
-    let Some(targets) = targets else { return Ok(Gave::Forward { output, kept }) };
-    let evaluated = loss(context.network.loss, &output.tensor, &targets, None)?;
+    let Some(Goal { targets, own, taught }) = goal else { return Ok(Gave::Forward { output, kept }) };
+    let kind = context.network.loss;
+    let evaluated = loss(kind, &output.tensor, &targets, None)?;
     if !evaluated.finite {
         return Ok(Gave::Refused("the loss or its gradient is not finite"));
     }
     let score = Score {
-        rows: evaluated.losses.len() as u64,
-        loss: evaluated.losses.iter().map(|&loss| f64::from(loss)).sum(),
-        correct: evaluated.correct,
+        rows: own as u64,
+        loss: evaluated.losses[..own].iter().map(|&loss| f64::from(loss)).sum(),
+        correct: evaluated.correct[..own].iter().map(|&correct| u64::from(correct)).sum(),
     };
+    if let (Some(taught), Learner::Lwf { weight, temperature, .. }) = (taught, context.rule.learner)
+        && !distil(kind, &output.tensor, &taught.tensor, (weight, temperature), &evaluated.gradient)?
+    {
+        return Ok(Gave::Refused("the distance to the teacher's outputs is not finite"));
+    }
     Ok(Gave::Loss { gradient: Counted::new(evaluated.gradient, Part::Gradients, &context.ledger), kept, score })
+}
+
+impl Stage<'_> {
+    /// Adds to a step those of the candidates whose loss would rise the most by a plain update with the step's own rows (MIR). The
+    /// stage is the whole network.
+    fn with_interfered(
+        &self,
+        versions: &[Arc<LayerWeights>],
+        (input, goal): (Counted, Goal),
+        candidates: Candidates,
+        learning_rate: f64,
+    ) -> Result<(Counted, Goal), FoldError> {
+        let (network, ledger) = (self.network, self.ledger);
+        // Layers may work in the storage that they are given.
+        let own = Counted::new(deep_copy(&input.tensor)?, Part::Learner, ledger);
+        let (output, kept) = self.forward(versions.to_vec(), own, true)?;
+        let evaluated = loss(network.loss, &output.tensor, &goal.targets, None)?;
+        drop(output);
+        let gradient = Counted::new(evaluated.gradient, Part::Gradients, ledger);
+        let weights = || versions.iter().map(|layer| layer.tensors());
+        let losses = |weights: &mut dyn Iterator<Item = &[Tensor]>| -> Result<Vec<f32>, FoldError> {
+            let outputs = network.predict(weights, candidates.input.tensor.clone())?;
+            Ok(loss(network.loss, &outputs, &candidates.targets, None)?.losses)
+        };
+        let places = match kept.filter(|_| evaluated.finite) {
+            Some(kept) => {
+                let (_, gradients) = self.backward(kept, gradient, false)?;
+                let ahead = Teacher::of(weights(), ledger)?;
+                gradients.descend(self.plan.layers.clone(), &ahead.weights, learning_rate)?;
+                let before = losses(&mut weights())?;
+                let after = losses(&mut ahead.weights.iter().map(Vec::as_slice))?;
+                most_interfered(&before, &after, candidates.count)
+            }
+            // The step will be refused whatever is added to it.
+            None => (0..candidates.count.min(candidates.input.tensor.dim(0)?)).collect(),
+        };
+        let chosen = candidates.input.tensor.index_select(&index(&places)?, 0)?;
+        let together = Tensor::cat(&[&input.tensor, &chosen], 0)?;
+        let targets = goal.targets.with(&candidates.targets, &places)?;
+        Ok((Counted::new(together, Part::Activations, ledger), Goal { targets, ..goal }))
+    }
+}
+
+fn index(places: &[usize]) -> candle_core::Result<Tensor> {
+    let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+    Tensor::from_slice(&places, places.len(), &Device::Cpu)
 }
 
 fn backward(stage: Stage<'_>, kept: Kept, gradient: Counted, below: bool) -> Result<Gave, FoldError> {

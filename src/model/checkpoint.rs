@@ -240,6 +240,8 @@ impl<'a> Store<'a> {
             let dtype = match view.dtype() {
                 Dtype::F32 => DType::F32,
                 Dtype::F64 => DType::F64,
+                Dtype::U32 => DType::U32,
+                Dtype::U8 => DType::U8,
                 other => return Err(corrupt(format!("{name} is {other:?}"))),
             };
             let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu);
@@ -300,7 +302,9 @@ fn with_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> io::Result<T
     match &*storage {
         Storage::Cpu(CpuStorage::F32(values)) => Ok(read(bytemuck::cast_slice(&values[start..end]))),
         Storage::Cpu(CpuStorage::F64(values)) => Ok(read(bytemuck::cast_slice(&values[start..end]))),
-        _ => Err(io::Error::other("a state's tensor is neither f32 nor f64 on the CPU")),
+        Storage::Cpu(CpuStorage::U32(values)) => Ok(read(bytemuck::cast_slice(&values[start..end]))),
+        Storage::Cpu(CpuStorage::U8(values)) => Ok(read(&values[start..end])),
+        _ => Err(io::Error::other("a state's tensor is neither of floats nor of bytes or labels on the CPU")),
     }
 }
 
@@ -312,6 +316,8 @@ fn header(head: &Head, state: &StateRef<'_>) -> io::Result<Vec<u8>> {
         let dtype = match tensor.dtype() {
             DType::F32 => Dtype::F32,
             DType::F64 => Dtype::F64,
+            DType::U32 => Dtype::U32,
+            DType::U8 => Dtype::U8,
             other => return Err(io::Error::other(format!("{name} is {other:?}"))),
         };
         let end = at + tensor.elem_count() * tensor.dtype().size_in_bytes();

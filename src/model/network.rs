@@ -10,7 +10,9 @@ use crate::ferret::executor::Executor;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
 use crate::ferret::trainer::{Recipe, Trainer, check_learning_rate};
+use crate::ferret::work::Rule;
 use crate::fold::{BelowMinimum, Fold};
+use crate::learner::{Learner, RowLayout};
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
 use crate::stream::schema::Target;
@@ -27,6 +29,9 @@ struct Settings {
     /// For the updates that the gradients of steps in flight missed.
     #[serde(default)]
     compensation: Compensation,
+    /// What a step minimises beside the loss of its rows.
+    #[serde(default)]
+    learner: Learner,
     /// The optimiser's own default where none is given.
     learning_rate: Option<f64>,
     /// Rows of a step, at most.
@@ -63,19 +68,20 @@ impl NetworkKind {
         let network = Network::build(&settings.network, &schema.input_shape(), outputs, loss, schema.is_numeric())
             .map_err(|error| SpecError::Settings(error.to_string()))?;
         settings.optimiser.validate().map_err(SpecError::Settings)?;
-        settings.compensation.validate().map_err(SpecError::Settings)?;
+        settings.compensation.validate().and(settings.learner.validate()).map_err(SpecError::Settings)?;
         let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&settings.optimiser));
         check_learning_rate(learning_rate).map_err(SpecError::Settings)?;
         let step_rows = settings.step_rows.unwrap_or(self.step_rows);
         if !(1..=limits::STEP_ROWS_MAX).contains(&step_rows) {
             return Err(SpecError::Settings(format!("step_rows is {step_rows}, allowed are 1 to {}", limits::STEP_ROWS_MAX)));
         }
+        let (width, classes) = (network.input_shape.iter().product(), loss == Loss::SoftmaxCrossEntropy);
         let network = Arc::new(network);
         let threads = self.pool.threads();
         Ok(Recipe {
             network,
-            optimiser: settings.optimiser,
-            compensation: settings.compensation,
+            rule: Rule { optimiser: settings.optimiser, compensation: settings.compensation, learner: settings.learner },
+            layout: RowLayout { element: schema.element(), width, classes },
             learning_rate,
             seed: settings.seed,
             step_rows,

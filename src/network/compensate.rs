@@ -1,4 +1,5 @@
-//! In-place operations on a gradient that was taken at older weights than it is applied to (Ferret, section 4.2).
+//! In-place operations that change a gradient before it is applied: because it was taken at older weights than those (Ferret, section
+//! 4.2), or because weights are held to where they were.
 //!
 //! `gradient` is dense; `from` and `to` are the same parameter before and after some updates. All of them are f32 or f64 alike.
 
@@ -125,6 +126,35 @@ impl InplaceOp1 for Mean<'_> {
             let (mean, of) = (target::<T>(mean, layout)?, read::<T>(self.of)?);
             same_lengths([mean.len(), of.len(), of.len()])?;
             elementwise::scale_add(mean, T::from_f64(self.decay), T::from_f64(1.0 - self.decay), &of);
+            Ok(())
+        })
+    }
+}
+
+/// Adds to a gradient what pulls a weight back to where it is held: `gradient += firmness · importance · (weight − centre)`.
+pub fn pull(gradient: &Tensor, importance: &Tensor, weight: &Tensor, centre: &Tensor, firmness: f64) -> Result<()> {
+    gradient.inplace_op1(&Pull { importance, weight, centre, firmness })
+}
+
+struct Pull<'a> {
+    importance: &'a Tensor,
+    weight: &'a Tensor,
+    centre: &'a Tensor,
+    firmness: f64,
+}
+
+impl InplaceOp1 for Pull<'_> {
+    fn name(&self) -> &'static str {
+        "pull to an anchor"
+    }
+
+    fn cpu_fwd(&self, gradient: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        by_type!(self.weight, T => {
+            let gradient = target::<T>(gradient, layout)?;
+            let (importance, weight, centre) = (read::<T>(self.importance)?, read::<T>(self.weight)?, read::<T>(self.centre)?);
+            same_lengths([gradient.len(), importance.len(), weight.len()])?;
+            same_lengths([gradient.len(), centre.len(), weight.len()])?;
+            compensation::pull(gradient, &importance, &weight, &centre, T::from_f64(self.firmness));
             Ok(())
         })
     }

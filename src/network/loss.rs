@@ -28,13 +28,33 @@ pub enum Targets {
     Values(Vec<f32>),
 }
 
+impl Targets {
+    /// These, and behind them those of some rows of others.
+    ///
+    /// # Errors
+    /// They are of another kind, or soft.
+    pub fn with(self, others: &Targets, rows: &[usize]) -> Result<Targets> {
+        match (self, others) {
+            (Targets::Classes(mut classes), Targets::Classes(others)) => {
+                classes.extend(rows.iter().map(|&row| others[row]));
+                Ok(Targets::Classes(classes))
+            }
+            (Targets::Values(mut values), Targets::Values(others)) => {
+                values.extend(rows.iter().map(|&row| others[row]));
+                Ok(Targets::Values(values))
+            }
+            _ => Err(Error::Msg("targets of different kinds cannot be put together".into())),
+        }
+    }
+}
+
 /// How outputs compare with targets.
 #[derive(Clone, Debug)]
 pub struct Evaluated {
     /// Each row's loss, without its weight.
     pub losses: Vec<f32>,
-    /// Rows whose largest output is that of their class (of soft targets: of the likeliest); 0 for values.
-    pub correct: u64,
+    /// Of each row, whether its largest output is that of its class (of soft targets: of the likeliest); never for values.
+    pub correct: Vec<bool>,
     /// The gradient of `Σ weight · loss / rows` by the outputs, in their shape.
     pub gradient: Tensor,
     /// Whether all outputs, losses and output gradients are finite. If not, the step must not update anything.
@@ -115,15 +135,15 @@ fn by_row<T: Element>(
     gradient: &mut [T],
     width: usize,
     row: impl Fn(usize, &[T], &mut [T]) -> (T, bool),
-) -> (Vec<f32>, u64) {
+) -> (Vec<f32>, Vec<bool>) {
     let mut losses = Vec::with_capacity(outputs.len() / width.max(1));
-    let mut correct = 0;
+    let mut correct = Vec::with_capacity(losses.capacity());
     for (index, (outputs, gradient)) in
         outputs.chunks_exact(width.max(1)).zip(gradient.chunks_exact_mut(width.max(1))).enumerate()
     {
         let (loss, is_correct) = row(index, outputs, gradient);
         losses.push(loss.to_f64() as f32);
-        correct += u64::from(is_correct);
+        correct.push(is_correct);
     }
     (losses, correct)
 }
@@ -162,12 +182,12 @@ mod tests {
         let plain = loss(Loss::SoftmaxCrossEntropy, &outputs, &targets, None).unwrap();
         let weighted = loss(Loss::SoftmaxCrossEntropy, &outputs, &targets, Some(&[2.0, 0.0])).unwrap();
         assert_eq!(plain.losses, weighted.losses);
-        assert_eq!((plain.correct, weighted.correct), (2, 2));
+        assert_eq!((&plain.correct, &weighted.correct), (&vec![true; 2], &vec![true; 2]));
         assert!((plain.losses[0] - 2f32.ln()).abs() < 1e-6);
         assert_eq!(*read::<f32>(&weighted.gradient).unwrap(), [-0.5, 0.5, 0.0, 0.0]);
         let soft = Targets::Soft(tensor(vec![1f32, 0., 0., 1.], &[2, 2]).unwrap());
         let same = loss(Loss::SoftmaxCrossEntropy, &outputs, &soft, None).unwrap();
-        assert_eq!((same.losses, same.correct), (plain.losses, 2));
+        assert_eq!((same.losses, same.correct), (plain.losses, vec![true; 2]));
     }
 
     #[test]

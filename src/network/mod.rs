@@ -25,6 +25,7 @@ pub use identity::identity;
 pub use layer::{Cost, Gradient, Initial, Layer, Parameter, Stash};
 pub use loss::{Evaluated, Loss, Targets};
 pub use optimiser::Optimiser;
+pub(crate) use tensor::tensor as tensor_of;
 pub use tensor::{deep_copy, is_finite};
 
 /// A list of layers whose shapes fit each other, and what it is to minimise.

@@ -10,6 +10,7 @@ use super::super::profile::{LayerTimes, Observed};
 use super::super::rate::Objective;
 use super::super::schedule::Task;
 use super::super::trainer::Recipe;
+use super::super::work::Rule;
 use super::*;
 use crate::network::{Architecture, Loss, Network, Optimiser};
 
@@ -41,7 +42,8 @@ fn instance() -> impl Strategy<Value = (Planner, Profile)> {
             let optimiser = Optimiser::Sgd { momentum: if momentum { 0.9 } else { 0.0 }, weight_decay: 0.0 };
             // Brute force over six steps in flight has no patience for omission in more than five layers.
             let may_omit = may_omit && (threads == 1 || network.layers.len() <= 5);
-            let recipe = Recipe { may_omit, optimiser, ..Recipe::new(network, step_rows, threads) };
+            let recipe =
+                Recipe { may_omit, rule: Rule { optimiser, ..Rule::default() }, ..Recipe::new(network, step_rows, threads) };
             let layers = times.into_iter().take(recipe.network.layers.len());
             let layers = layers.map(|(forward, backward, update, copy)| LayerTimes { forward, backward, update, copy });
             let (admission, loss, handover) = (1_000, 500, 300);

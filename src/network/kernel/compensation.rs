@@ -70,6 +70,18 @@ pub(crate) fn mean_fisher<T: Element>(fisher: &mut [T], gradient: &[T], from: &[
     );
 }
 
+/// `g := g + firmness · importance · (weight − centre)`.
+pub(crate) fn pull<T: Element>(gradient: &mut [T], importance: &[T], weight: &[T], centre: &[T], firmness: T) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for ((g, &importance), (&weight, &centre)) in gradient.iter_mut().zip(importance).zip(weight.iter().zip(centre)) {
+                *g += firmness * importance * (weight - centre);
+            }
+        },
+    );
+}
+
 /// Of an inner product, partial sums in f64: their order is fixed whatever the vectors' width.
 const LANES: usize = 8;
 

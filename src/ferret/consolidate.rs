@@ -1,0 +1,89 @@
+//! What a learner does with a whole network at rest: LwF takes a copy of it as its teacher, MAS finds which weights matter and holds
+//! them where they are.
+
+use candle_core::{Result, Tensor};
+
+use super::input;
+use super::pipeline::Pipeline;
+use crate::fold::FoldError;
+use crate::learner::{Anchor, Learner, Teacher, importance};
+use crate::network::{deep_copy, optimiser};
+
+impl Pipeline {
+    /// Rows that came, and consolidations so far.
+    pub(super) fn remembered(&self) -> (u64, u64) {
+        self.memory.as_ref().map_or((0, 0), |memory| (memory.rows, memory.consolidations))
+    }
+
+    /// Consolidates the newest weights. Nothing is in flight.
+    pub fn consolidate(&mut self) -> std::result::Result<(), FoldError> {
+        let ledger = self.context.ledger.clone();
+        match self.context.rule.learner {
+            Learner::Lwf { .. } => {
+                // The one before is let go of first: there is room for one.
+                if let Some(memory) = &mut self.memory {
+                    memory.teacher = None;
+                }
+                let teacher = Teacher::of(self.newest().into_iter(), &ledger)?;
+                if let Some(memory) = &mut self.memory {
+                    memory.teacher = Some(teacher);
+                }
+            }
+            Learner::Mas { .. } => self.anchor()?,
+            Learner::Vanilla | Learner::Er { .. } | Learner::Mir { .. } => {}
+        }
+        if let Some(memory) = &mut self.memory {
+            memory.consolidated();
+        }
+        Ok(())
+    }
+
+    /// The newest weights by layer, and the statistics of a standardising layer.
+    fn newest(&self) -> Vec<&[Tensor]> {
+        let layers = self.stages.iter().flat_map(|stage| &stage.layers);
+        let mut weights: Vec<&[Tensor]> = layers.map(|layer| layer.weights().tensors()).collect();
+        if let Some(statistics) = &self.statistics {
+            weights[0] = statistics.tensors();
+        }
+        weights
+    }
+
+    /// Holds every weight where it is, by its importance for the rows that the buffer has.
+    fn anchor(&mut self) -> std::result::Result<(), FoldError> {
+        let context = self.context.clone();
+        let (network, ledger) = (&*context.network, &context.ledger);
+        let found = importance::none_yet(network)?;
+        let consolidations = self.remembered().1;
+        if let Some(buffer) = self.memory.as_ref().and_then(|memory| memory.buffer.as_ref()) {
+            let (weights, count) = (self.newest(), buffer.len());
+            for place in 0..count {
+                let row = input::features(&buffer.rows(&[place])?, &network.input_shape)?;
+                importance::add(network, &weights, row, 1.0 / count as f64, &found)?;
+            }
+        }
+        // Numbers that are not finite would hold weights nowhere.
+        let finite = found.iter().flatten().map(crate::network::is_finite).collect::<Result<Vec<_>>>()?;
+        if finite.contains(&false) {
+            return Ok(());
+        }
+        let layers = self.stages.iter_mut().flat_map(|stage| &mut stage.layers);
+        for (layer, new) in layers.zip(found).filter(|(_, new)| !new.is_empty()) {
+            let importance = match layer.anchor.take() {
+                None => new,
+                Some(Anchor { importance, centre, .. }) => {
+                    drop(centre);
+                    for (mean, new) in importance.iter().zip(new) {
+                        // The mean over all consolidations, this one included.
+                        let count = (consolidations + 1) as f64;
+                        optimiser::scale(mean, (count - 1.0) / count)?;
+                        optimiser::add(mean, &crate::network::Gradient::Dense((new / count)?))?;
+                    }
+                    importance
+                }
+            };
+            let centre = layer.weights().tensors().iter().map(deep_copy).collect::<Result<_>>()?;
+            layer.anchor = Some(Anchor::new(importance, centre, ledger));
+        }
+        Ok(())
+    }
+}
