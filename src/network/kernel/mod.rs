@@ -5,6 +5,7 @@
 //! which version runs; only the `gemm` crate's blocking does.
 
 pub(crate) mod convolution;
+pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;
