@@ -39,8 +39,8 @@ pub const STEP_ROWS_MAX: usize = 4096;
 pub const LAYERS_MAX: usize = 256;
 /// Residual blocks inside each other.
 pub const LAYERS_DEPTH_MAX: usize = 8;
-/// Width of a residual network: with twice as many it would have more than [`PARAMETERS_MAX`] in any case.
-pub const RESNET_WIDTH_MAX: usize = 512;
+/// Width of a ResNet-18 or a MobileNet: with twice as many either would have more than [`PARAMETERS_MAX`] in any case.
+pub const WIDTH_MAX: usize = 512;
 /// Weights of a network.
 pub const PARAMETERS_MAX: usize = 1 << 30;
 /// Streams, and models, of one process.

@@ -132,6 +132,14 @@ fn layers_take_the_bytes_that_they_say() {
             vec![4, 65, 130],
         ),
         (r#"{"architecture":"resnet18","width":16}"#, vec![3, 32, 32]),
+        (r#"{"architecture":"mobilenet","width":16}"#, vec![3, 32, 32]),
+        (
+            r#"{"architecture":"layers","layers":[{"type":"depthwise_conv2d","kernel":5,"stride":2,"padding":2},{"type":"relu"},
+            {"type":"residual","layers":[{"type":"depthwise_conv2d","kernel":3,"padding":1},{"type":"relu"}]},
+            {"type":"depthwise_conv2d","kernel":2,"stride":3,"bias":false},{"type":"global_avg_pool2d"},
+            {"type":"linear","outputs":10}]}"#,
+            vec![4, 65, 130],
+        ),
         (
             r#"{"architecture":"layers","layers":[{"type":"conv2d","channels":6,"kernel":3,"padding":1},{"type":"relu"},
             {"type":"residual","layers":[{"type":"relu"},{"type":"residual","layers":[{"type":"conv2d","channels":6,"kernel":3,

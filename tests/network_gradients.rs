@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm as TheirGroupNorm, Module};
-use mustela::network::layer::{Conv2d, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual};
+use mustela::network::layer::{Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual};
 use mustela::network::{Architecture, Layer, Loss, Network, Targets, loss, random};
 
 fn numbers(seed: u64, count: usize) -> Vec<f64> {
@@ -131,6 +131,58 @@ fn conv2d() {
 fn conv2d_without_bias() {
     for (shape, outputs, kernel, stride, padding) in [([2, 6, 7], 3, 3, 1, 1), ([3, 7, 5], 2, 1, 2, 0)] {
         check(&Conv2d::new(shape, outputs, kernel, stride, padding).unwrap().without_bias(), &shape, 2);
+    }
+}
+
+/// Sizes of depthwise convolutions: shape, kernel, stride and padding. Odd ones, and those that leave columns over.
+const DEPTHWISE: [([usize; 3], usize, usize, usize); 12] = [
+    ([1, 5, 5], 3, 1, 0),
+    ([2, 6, 7], 3, 1, 1),
+    ([3, 7, 5], 3, 2, 1),
+    ([2, 8, 9], 3, 2, 0),
+    ([2, 8, 6], 3, 2, 1),
+    ([4, 5, 6], 1, 1, 0),
+    ([2, 9, 9], 5, 3, 2),
+    ([2, 2, 2], 3, 1, 1),
+    ([1, 1, 9], 2, 2, 1),
+    ([2, 4, 4], 4, 1, 3),
+    ([2, 7, 8], 2, 3, 0),
+    ([3, 5, 19], 4, 2, 1),
+];
+
+#[test]
+fn depthwise_conv2d() {
+    for (shape, kernel, stride, padding) in DEPTHWISE {
+        for rows in [1, 3] {
+            check(&DepthwiseConv2d::new(shape, kernel, stride, padding).unwrap(), &shape, rows);
+        }
+    }
+    for (shape, kernel, stride, padding) in [([2, 6, 7], 3, 1, 1), ([3, 7, 5], 1, 2, 0)] {
+        check(&DepthwiseConv2d::new(shape, kernel, stride, padding).unwrap().without_bias(), &shape, 2);
+    }
+}
+
+#[test]
+fn depthwise_conv2d_is_candles_grouped_convolution() {
+    let larger = [([32, 33, 31], 3, 1, 1), ([5, 32, 32], 3, 2, 1), ([7, 16, 40], 5, 2, 2)];
+    for (shape, kernel, stride, padding) in DEPTHWISE.into_iter().chain(larger) {
+        let layer = DepthwiseConv2d::new(shape, kernel, stride, padding).unwrap();
+        let (weights, input) = (weights(&layer), random_tensor(3, &[&[2], shape.as_slice()].concat()));
+        let factors = numbers(4, 2 * layer.output_shape().iter().product::<usize>());
+        let (output, input_gradient, gradients) = run(&layer, &weights, &input, &factors);
+        let what = format!("{layer:?}");
+        let (x, w) = (Var::from_tensor(&input).unwrap(), Var::from_tensor(&weights[0]).unwrap());
+        let theirs = x.conv2d(&w, padding, stride, 1, shape[0]).unwrap();
+        let theirs = theirs.broadcast_add(&weights[1].reshape((1, (), 1, 1)).unwrap()).unwrap();
+        assert_close(&what, &values(&output), &values(&theirs), 1e-12);
+        // candle 0.11.1 cannot differentiate a convolution that leaves columns over.
+        let whole = |side: usize| (side + 2 * padding - kernel).is_multiple_of(stride);
+        if !whole(shape[1]) || !whole(shape[2]) {
+            continue;
+        }
+        let store = (theirs * tensor(factors, output.dims())).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_close(&format!("{what}: input"), &values(&input_gradient), &values(store.get(&x).unwrap()), 1e-11);
+        assert_close(&format!("{what}: weight"), &values(&gradients[0]), &values(store.get(&w).unwrap()), 1e-11);
     }
 }
 

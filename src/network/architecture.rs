@@ -41,8 +41,22 @@ pub enum Architecture {
     #[serde(rename = "resnet18")]
     ResNet18 {
         /// Channels of the first of four stages; each other stage has twice as many as the one before. At most
-        /// [`RESNET_WIDTH_MAX`](crate::limits::RESNET_WIDTH_MAX).
+        /// [`WIDTH_MAX`](crate::limits::WIDTH_MAX).
         #[serde(default = "resnet_width")]
+        width: usize,
+        /// See [`Architecture::Linear`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        standardise: Option<bool>,
+    },
+    /// A chain of depthwise separable convolutions (Howard et al., 2017, the first MobileNet): 13 times a 3 × 3 convolution of each
+    /// channel by itself, and then one of 1 × 1 that mixes channels. Strides and proportions are the paper's but for the first
+    /// convolution, which keeps the size, so that 32 × 32 pictures end as 2 × 2; norms are over groups, as in
+    /// [`Architecture::ResNet18`]. The paper's other multiplier, of the resolution, is the stream's affair. 3,217,226 parameters for
+    /// ten classes of 3 × 32 × 32 pictures, and 823,722 at width 16.
+    #[serde(rename = "mobilenet")]
+    MobileNet {
+        /// Channels of the first convolution; the last has 32 times as many. At most [`WIDTH_MAX`](crate::limits::WIDTH_MAX).
+        #[serde(default = "mobilenet_width")]
         width: usize,
         /// See [`Architecture::Linear`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -79,6 +93,20 @@ pub enum LayerSpec {
         #[serde(default)]
         padding: usize,
         /// Whether each output channel has a number added. Before a norm it would be taken away again.
+        #[serde(default = "yes", skip_serializing_if = "is_true")]
+        bias: bool,
+    },
+    /// A square convolution of each channel by itself, with a kernel of its own; as many channels come out.
+    DepthwiseConv2d {
+        /// Side of the kernel.
+        kernel: usize,
+        /// See [`LayerSpec::Conv2d`].
+        #[serde(default = "one")]
+        stride: usize,
+        /// See [`LayerSpec::Conv2d`].
+        #[serde(default)]
+        padding: usize,
+        /// See [`LayerSpec::Conv2d`].
         #[serde(default = "yes", skip_serializing_if = "is_true")]
         bias: bool,
     },
@@ -125,6 +153,10 @@ fn resnet_width() -> usize {
     64
 }
 
+fn mobilenet_width() -> usize {
+    32
+}
+
 impl Architecture {
     /// The layers, first to last, for rows of `input_shape`.
     pub(crate) fn layers(&self, input_shape: &[usize], outputs: usize, standardise_default: bool) -> Vec<LayerSpec> {
@@ -135,14 +167,22 @@ impl Architecture {
             | Architecture::Mlp { standardise, .. }
             | Architecture::MnistNet { standardise }
             | Architecture::ConvNet { standardise }
-            | Architecture::ResNet18 { standardise, .. } => standardise.unwrap_or(standardise_default),
+            | Architecture::ResNet18 { standardise, .. }
+            | Architecture::MobileNet { standardise, .. } => standardise.unwrap_or(standardise_default),
         };
         if standardise {
             layers.push(LayerSpec::Standardise {});
         }
-        if let Architecture::ResNet18 { width, .. } = *self {
-            resnet18(width, outputs, &mut layers);
-            return layers;
+        match *self {
+            Architecture::ResNet18 { width, .. } => {
+                resnet18(width, outputs, &mut layers);
+                return layers;
+            }
+            Architecture::MobileNet { width, .. } => {
+                mobilenet(width, outputs, &mut layers);
+                return layers;
+            }
+            _ => {}
         }
         let hidden: &[usize] = match self {
             Architecture::Mlp { hidden, .. } => hidden,
@@ -168,7 +208,7 @@ impl Architecture {
     }
 }
 
-/// The groups of a norm in [`Architecture::ResNet18`]: 32, or else the most that divide the channels and leave each group two of
+/// The groups of a norm in [`Architecture::ResNet18`] and [`Architecture::MobileNet`]: 32, or else the most that divide the channels and leave each group two of
 /// them. A group of one would forget its channel's level, and where an image has shrunk to one element it would be zero.
 fn groups(channels: usize) -> usize {
     (1..=(channels / 2).clamp(1, 32)).rev().find(|&groups| channels.is_multiple_of(groups)).unwrap_or(1)
@@ -198,6 +238,25 @@ fn resnet18(width: usize, outputs: usize, layers: &mut Vec<LayerSpec>) {
     layers.extend([LayerSpec::GlobalAvgPool2d {}, LayerSpec::Linear { outputs }]);
 }
 
+/// The layers of [`Architecture::MobileNet`], behind those that are there.
+fn mobilenet(width: usize, outputs: usize, layers: &mut Vec<LayerSpec>) {
+    /// Channels of each block's output, as times the width, and the stride of its depthwise convolution. The last one's is 1: the
+    /// paper's table says 2, but neither its sizes nor its counts of operations do.
+    const BLOCKS: [(usize, usize); 13] =
+        [(2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), (16, 1), (16, 1), (16, 1), (16, 1), (16, 1), (32, 2), (32, 1)];
+    let mut normed = |convolution: LayerSpec, channels: usize| {
+        layers.extend([convolution, LayerSpec::GroupNorm { groups: groups(channels) }, LayerSpec::Relu {}]);
+    };
+    let mut channels = width;
+    normed(LayerSpec::Conv2d { channels, kernel: 3, stride: 1, padding: 1, bias: false }, channels);
+    for (factor, stride) in BLOCKS {
+        normed(LayerSpec::DepthwiseConv2d { kernel: 3, stride, padding: 1, bias: false }, channels);
+        channels = width.saturating_mul(factor);
+        normed(LayerSpec::Conv2d { channels, kernel: 1, stride: 1, padding: 0, bias: false }, channels);
+    }
+    layers.extend([LayerSpec::GlobalAvgPool2d {}, LayerSpec::Linear { outputs }]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +269,8 @@ mod tests {
             r#"{"architecture":"mnistnet"}"#,
             r#"{"architecture":"convnet","standardise":true}"#,
             r#"{"architecture":"resnet18","width":16}"#,
+            r#"{"architecture":"mobilenet","width":16,"standardise":false}"#,
+            r#"{"architecture":"layers","layers":[{"type":"depthwise_conv2d","kernel":3,"stride":2,"padding":1,"bias":false},{"type":"depthwise_conv2d","kernel":1,"stride":1,"padding":0}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"residual","layers":[{"type":"conv2d","channels":8,"kernel":3,"stride":1,"padding":1,"bias":false},{"type":"group_norm","groups":4}],"shortcut":[{"type":"relu"}]},{"type":"global_avg_pool2d"},{"type":"residual","layers":[{"type":"linear","outputs":8}]}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"standardise"},{"type":"conv2d","channels":32,"kernel":3,"stride":1,"padding":1},{"type":"relu"},{"type":"max_pool2d","size":2},{"type":"flatten"},{"type":"linear","outputs":64}]}"#,
         ] {
@@ -228,6 +289,9 @@ mod tests {
             r#"{"architecture":"layers","layers":[{"type":"relu","slope":1}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"conv2d","channels":1}]}"#,
             r#"{"architecture":"resnet18","width":-1}"#,
+            r#"{"architecture":"mobilenet","width":-1}"#,
+            r#"{"architecture":"layers","layers":[{"type":"depthwise_conv2d"}]}"#,
+            r#"{"architecture":"layers","layers":[{"type":"depthwise_conv2d","kernel":3,"channels":8}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"group_norm"}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"residual"}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"residual","layers":[{"type":"dropout"}]}]}"#,
@@ -237,9 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn a_resnet_is_64_channels_wide_unless_it_says() {
+    fn a_resnet_is_64_channels_wide_and_a_mobilenet_32_unless_they_say() {
         let architecture: Architecture = serde_json::from_str(r#"{"architecture":"resnet18"}"#).unwrap();
         assert_eq!(architecture, Architecture::ResNet18 { width: 64, standardise: None });
+        let architecture: Architecture = serde_json::from_str(r#"{"architecture":"mobilenet"}"#).unwrap();
+        assert_eq!(architecture, Architecture::MobileNet { width: 32, standardise: None });
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 use super::Network;
 use super::architecture::{Architecture, LayerSpec};
-use super::layer::{Conv2d, Flatten, GlobalAvgPool2d, GroupNorm, Layer, Linear, MaxPool2d, Relu, Residual, Standardise};
+use super::layer::{
+    Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool2d, GroupNorm, Layer, Linear, MaxPool2d, Relu, Residual, Standardise,
+};
 use super::loss::Loss;
-use crate::limits::{LAYERS_DEPTH_MAX, LAYERS_MAX, PARAMETERS_MAX, RESNET_WIDTH_MAX};
+use crate::limits::{LAYERS_DEPTH_MAX, LAYERS_MAX, PARAMETERS_MAX, WIDTH_MAX};
 
 /// An architecture that makes no network for its stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,8 +21,8 @@ pub enum ArchitectureError {
     /// See [`LAYERS_DEPTH_MAX`].
     #[error("more than {LAYERS_DEPTH_MAX} residual blocks lie inside each other")]
     TooDeep,
-    /// See [`RESNET_WIDTH_MAX`].
-    #[error("the width is {width}, but must be from 1 to {RESNET_WIDTH_MAX}")]
+    /// See [`WIDTH_MAX`].
+    #[error("the width is {width}, but must be from 1 to {WIDTH_MAX}")]
     Width {
         /// What was asked for.
         width: usize,
@@ -93,7 +95,7 @@ impl Network {
             return Err(ArchitectureError::Input { shape: input_shape.to_vec() });
         }
         match *architecture {
-            Architecture::ResNet18 { width, .. } if !(1..=RESNET_WIDTH_MAX).contains(&width) => {
+            Architecture::ResNet18 { width, .. } | Architecture::MobileNet { width, .. } if !(1..=WIDTH_MAX).contains(&width) => {
                 return Err(ArchitectureError::Width { width });
             }
             _ => {}
@@ -200,6 +202,13 @@ impl Builder {
                              sizes within limits";
                 fits(layer, "conv2d", wants)
             }
+            LayerSpec::DepthwiseConv2d { kernel, stride, padding, bias } => {
+                let layer = DepthwiseConv2d::new(image("depthwise_conv2d")?, kernel, stride, padding);
+                let layer = layer.map(|layer| if bias { layer } else { layer.without_bias() });
+                let wants = "it needs a kernel no larger than the padded image, a stride, less padding than kernel, and sizes within \
+                             limits";
+                fits(layer, "depthwise_conv2d", wants)
+            }
             LayerSpec::MaxPool2d { size } => {
                 let layer = MaxPool2d::new(image("max_pool2d")?, size);
                 fits(layer, "max_pool2d", "its size must be from 1 to 16 and no larger than the image")
@@ -257,6 +266,49 @@ mod tests {
     }
 
     #[test]
+    fn mobilenets_have_their_sizes_whatever_the_image_and_the_width() {
+        for (width, expected) in [(32, 3_217_226), (16, 823_722)] {
+            let network = build(&format!(r#"{{"architecture":"mobilenet","width":{width}}}"#), &[3, 32, 32], 10).unwrap();
+            assert_eq!(parameters(&network), expected);
+            let names: Vec<_> = network.layers.iter().map(|layer| layer.name()).collect();
+            let block = ["depthwise_conv2d", "group_norm", "relu", "conv2d", "group_norm", "relu"];
+            let expected = [&block[3..], &block.repeat(13), &["global_avg_pool2d", "linear"]].concat();
+            assert_eq!(names, expected);
+            assert_eq!(network.layers[80].output_shape(), [32 * width, 2, 2]);
+        }
+        for shape in [[1, 1, 1], [3, 7, 5], [1, 28, 28]] {
+            for width in (1..=40).chain([97, 100, 509, WIDTH_MAX]) {
+                let text = format!(r#"{{"architecture":"mobilenet","width":{width},"standardise":true}}"#);
+                assert!(build(&text, &shape, 10).is_ok(), "{text} {shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_depthwise_convolutions_are_errors() {
+        let build_one = |fields: &str, shape: &[usize]| {
+            let text = format!(
+                r#"{{"architecture":"layers","layers":[{{"type":"depthwise_conv2d",{fields}}},{{"type":"flatten"}},
+                {{"type":"linear","outputs":2}}]}}"#
+            );
+            build(&text, shape, 2)
+        };
+        assert!(build_one(r#""kernel":3,"padding":1"#, &[3, 8, 8]).is_ok());
+        for (fields, shape) in [
+            (r#""kernel":0"#, vec![3, 8, 8]),
+            (r#""kernel":9"#, vec![3, 8, 8]),
+            (r#""kernel":3,"stride":0"#, vec![3, 8, 8]),
+            (r#""kernel":3,"padding":3"#, vec![3, 8, 8]),
+            (r#""kernel":18446744073709551615,"padding":18446744073709551614"#, vec![3, 8, 8]),
+            (r#""kernel":40000,"padding":39999"#, vec![1, 8, 8]),
+            (r#""kernel":3"#, vec![192]),
+        ] {
+            let error = build_one(fields, &shape).unwrap_err().to_string();
+            assert!(error.contains("layer 0 (depthwise_conv2d)"), "{error}");
+        }
+    }
+
+    #[test]
     fn inside_a_residual_block_the_input_is_never_overwritten() {
         let text = r#"{"architecture":"layers","layers":[{"type":"linear","outputs":2},
             {"type":"residual","layers":[{"type":"relu"},{"type":"linear","outputs":2},{"type":"relu"}],"shortcut":[{"type":"relu"}]},
@@ -301,11 +353,14 @@ mod tests {
             assert!(build(&block(text, ""), &[3, 4, 4], 3).is_err(), "{text}");
         }
         for width in [0, 513, usize::MAX] {
-            let text = format!(r#"{{"architecture":"resnet18","width":{width}}}"#);
-            assert_eq!(build(&text, &[3, 32, 32], 10).unwrap_err(), ArchitectureError::Width { width });
+            for name in ["resnet18", "mobilenet"] {
+                let text = format!(r#"{{"architecture":"{name}","width":{width}}}"#);
+                assert_eq!(build(&text, &[3, 32, 32], 10).unwrap_err(), ArchitectureError::Width { width });
+            }
         }
         assert!(build(r#"{"architecture":"resnet18","width":512}"#, &[3, 32, 32], 10).is_ok());
         assert!(build(r#"{"architecture":"resnet18"}"#, &[3072], 10).is_err());
+        assert!(build(r#"{"architecture":"mobilenet"}"#, &[3072], 10).is_err());
     }
 
     #[test]
@@ -323,6 +378,9 @@ mod tests {
         let network = build(r#"{"architecture":"mnistnet","standardise":true}"#, &[3, 1000, 1000], 10).unwrap();
         let costs: Vec<_> = network.layers.iter().map(|layer| layer.cost(usize::MAX / 2)).collect();
         assert_eq!(costs[1].flops_backward, u64::MAX);
+        let network = build(r#"{"architecture":"mobilenet"}"#, &[3, 1000, 1000], 10).unwrap();
+        let cost = network.layers[3].cost(usize::MAX / 2);
+        assert_eq!((network.layers[3].name(), cost.output, cost.flops_backward), ("depthwise_conv2d", u64::MAX, u64::MAX));
         let network = build(r#"{"architecture":"resnet18"}"#, &[3, 1000, 1000], 10).unwrap();
         let costs: Vec<_> = network.layers.iter().map(|layer| layer.cost(usize::MAX / 2)).collect();
         assert_eq!((costs[3].stash, costs[3].flops_backward), (u64::MAX, u64::MAX));

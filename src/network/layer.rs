@@ -4,6 +4,7 @@
 //! inputs and gradients are given away, so that a layer may work in their storage and may let go of it as early as it can.
 
 mod conv2d;
+mod depthwise_conv2d;
 mod flatten;
 mod global_avg_pool2d;
 mod group_norm;
@@ -18,6 +19,7 @@ use std::fmt::Debug;
 use candle_core::{Error, Result, Tensor};
 
 pub use conv2d::Conv2d;
+pub use depthwise_conv2d::DepthwiseConv2d;
 pub use flatten::Flatten;
 pub use global_avg_pool2d::GlobalAvgPool2d;
 pub use group_norm::GroupNorm;

@@ -6,6 +6,7 @@
 
 pub(crate) mod compensation;
 pub(crate) mod convolution;
+pub(crate) mod depthwise;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;

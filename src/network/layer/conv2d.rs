@@ -19,20 +19,31 @@ pub struct Conv2d {
     bias: bool,
 }
 
+/// The sides of an image with its padding, and of what the patches of a square kernel make of it; none if no patch fits, the stride is
+/// 0, the padding is not less than the kernel, or a side overflows.
+pub(super) fn output_sides(sides: [usize; 2], kernel: usize, stride: usize, padding: usize) -> Option<([usize; 2], [usize; 2])> {
+    if kernel == 0 || stride == 0 || padding >= kernel {
+        return None;
+    }
+    let padded = |size: usize| size.checked_add(padding.checked_mul(2)?);
+    let [height, width] = [padded(sides[0])?, padded(sides[1])?];
+    let patches = |size: usize| Some(size.checked_sub(kernel)? / stride + 1);
+    Some(([height, width], [patches(height)?, patches(width)?]))
+}
+
 impl Conv2d {
     /// A layer on rows of `input_shape` `[channels, height, width]` with a square `kernel`; none if no patch fits, the stride is 0,
     /// the padding is not less than the kernel, or a size overflows.
     pub fn new(input_shape: [usize; 3], outputs: usize, kernel: usize, stride: usize, padding: usize) -> Option<Self> {
         let [channels, height, width] = input_shape;
-        if channels == 0 || outputs == 0 || kernel == 0 || stride == 0 || padding >= kernel {
+        if channels == 0 || outputs == 0 {
             return None;
         }
-        let padded = |size: usize| size.checked_add(padding.checked_mul(2)?);
-        let side = |size: usize| Some(padded(size)?.checked_sub(kernel)? / stride + 1);
-        let (output_height, output_width) = (side(height)?, side(width)?);
+        let ([padded_height, padded_width], [output_height, output_width]) =
+            output_sides([height, width], kernel, stride, padding)?;
         let output_shape = [outputs, output_height, output_width];
         let sizes: [&[usize]; 3] =
-            [&output_shape, &[outputs, channels, kernel, kernel], &[channels, padded(height)?, padded(width)?]];
+            [&output_shape, &[outputs, channels, kernel, kernel], &[channels, padded_height, padded_width]];
         if sizes.into_iter().any(|size| times(size) > PARAMETERS_MAX as u64) {
             return None;
         }
