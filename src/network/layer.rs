@@ -4,6 +4,7 @@
 //! inputs and gradients are given away, so that a layer may work in their storage and may let go of it as early as it can.
 
 mod conv2d;
+mod embedding;
 mod flatten;
 mod global_avg_pool2d;
 mod group_norm;
@@ -18,6 +19,7 @@ use std::fmt::Debug;
 use candle_core::{Error, Result, Tensor};
 
 pub use conv2d::Conv2d;
+pub use embedding::Embedding;
 pub use flatten::Flatten;
 pub use global_avg_pool2d::GlobalAvgPool2d;
 pub use group_norm::GroupNorm;
@@ -25,7 +27,7 @@ pub use linear::Linear;
 pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
 pub use residual::Residual;
-pub use standardise::Standardise;
+pub use standardise::{Standardise, StandardiseColumns};
 
 use super::kernel::{elementwise, gemm, vector};
 use super::tensor::{by_type, is_finite, read, tensor};
