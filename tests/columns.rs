@@ -24,14 +24,14 @@ fn schema() -> Value {
 fn row(number: usize) -> Value {
     let mixed = number.wrapping_mul(2_654_435_761) >> 7;
     let carrier = mixed % CARRIERS.len();
-    let missing = (mixed / 16) % 4 == 0;
+    let missing = (mixed / 16).is_multiple_of(4);
     let outcome = if missing { "cancelled" } else { ["late", "early"][carrier * 5 % 7 % 2] };
     let mut row = json!({ "carrier": CARRIERS[carrier], "miles": (mixed % 1000) as f64, "outcome": outcome });
     if !missing {
         // Its mean is 0, so that what stands for a missing one is no value of its own.
         row["delay"] = json!((mixed % 41) as f64 - 20.0);
     }
-    if mixed % 3 > 0 {
+    if !mixed.is_multiple_of(3) {
         row["gate"] = json!(mixed % 5);
     }
     row
