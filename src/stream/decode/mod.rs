@@ -134,9 +134,9 @@ impl Faults {
 pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) -> Result<Rows, DecodeError> {
     let rows = match format {
         Format::Raw => raw::decode(schema, body, purpose)?,
-        Format::Json => read(schema, purpose, |table| json::rows(&body, table))?,
-        Format::Ndjson => read(schema, purpose, |table| json::lines(&body, table))?,
-        Format::Csv => read(schema, purpose, |table| csv::rows(&body, table))?,
+        Format::Json => read(schema, purpose, &body, json::rows)?,
+        Format::Ndjson => read(schema, purpose, &body, json::lines)?,
+        Format::Csv => read(schema, purpose, &body, csv::rows)?,
     };
     match rows.count {
         0 => Err(DecodeError::whole("there are no rows")),
@@ -144,9 +144,9 @@ pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) ->
     }
 }
 
-fn read(schema: &Schema, purpose: Purpose, fill: impl FnOnce(&mut Table<'_>)) -> Result<Rows, DecodeError> {
-    let mut table = Table::new(schema, purpose);
-    fill(&mut table);
+fn read(schema: &Schema, purpose: Purpose, body: &[u8], fill: fn(&[u8], &mut Table<'_>)) -> Result<Rows, DecodeError> {
+    let mut table = Table::new(schema, purpose, body.len());
+    fill(body, &mut table);
     table.finish()
 }
 

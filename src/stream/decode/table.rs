@@ -1,12 +1,13 @@
 //! Rows in the making: the column buffers that the text formats write into, and the rules that values are held to.
 //!
 //! The buffers never hold more than the body itself brought: a row takes its place with the values that it has, and from the
-//! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing.
+//! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing. Where columns
+//! are optional such rows are good ones, and what they may take is bounded by the body's length and a fixed number.
 
 use std::collections::BTreeMap;
 
 use super::{DecodeError, Faults, Purpose};
-use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, POST_ROWS_MAX};
+use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, MISSING_BYTES_MAX, POST_ROWS_MAX};
 use crate::network::Column;
 use crate::rows::{Block, Element, Rows, Target as Labels};
 use crate::stream::category::{Hash, MISSING};
@@ -48,6 +49,8 @@ pub(super) struct Table<'a> {
     element: Element,
     width: usize,
     row_bytes: usize,
+    /// The most that the features of columns may take.
+    bytes_max: usize,
     purpose: Purpose,
     faults: Faults,
     features: Vec<u8>,
@@ -82,7 +85,8 @@ struct ClassNames<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(schema: &'a Schema, purpose: Purpose) -> Table<'a> {
+    /// For a body of so many bytes.
+    pub(super) fn new(schema: &'a Schema, purpose: Purpose, body_bytes: usize) -> Table<'a> {
         let learns = purpose == Purpose::Learn;
         let beside = |slot: Slot| if learns { slot } else { Slot::Unread };
         let fields = schema.fields.iter().enumerate().map(|(number, field)| {
@@ -103,6 +107,7 @@ impl<'a> Table<'a> {
             element: schema.element(),
             width: schema.width(),
             row_bytes: schema.row_bytes(),
+            bytes_max: body_bytes.saturating_mul(2).saturating_add(MISSING_BYTES_MAX),
             purpose,
             faults: Faults::default(),
             features: Vec::new(),
@@ -185,7 +190,14 @@ impl<'a> Table<'a> {
         if self.rows >= POST_ROWS_MAX {
             self.fault_whole(format!("more than {POST_ROWS_MAX} rows"));
         }
-        self.is_ended = self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
+        let is_vast = !self.places.is_empty() && self.features.len() + self.row_bytes > self.bytes_max;
+        if is_vast {
+            self.fault_whole(format!(
+                "with what is missing, the rows take more than {} bytes: post fewer at once",
+                self.bytes_max
+            ));
+        }
+        self.is_ended = is_vast || self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
         if self.is_ended {
             return false;
         }

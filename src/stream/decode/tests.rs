@@ -190,6 +190,26 @@ fn a_small_body_of_faults_stays_small() {
 }
 
 #[test]
+fn a_small_body_of_rows_without_columns_stays_small() {
+    let field = |number: usize| format!(r#"{{"name":"c{number}","type":"numeric","optional":true}}"#);
+    let vast = schema(&format!(r#"{{"fields":[{}]}}"#, (0..4096).map(field).collect::<Vec<_>>().join(",")));
+    let of_rows = |count: usize| format!(r#"{{"rows":[{}{{}}]}}"#, "{},".repeat(count - 1));
+    // 32 KiB each.
+    assert_eq!(learn(&vast, Format::Json, of_rows(500)).unwrap().count, 500);
+    let lines = "{}\n".repeat(POST_ROWS_MAX);
+    let csv = format!("c7\n{}", "1\n".repeat(100_000));
+    for (format, body) in [(Format::Json, of_rows(100_000)), (Format::Ndjson, lines), (Format::Csv, csv)] {
+        let error = learn(&vast, format, body).unwrap_err();
+        assert_eq!(error.total, 1, "{error}");
+        assert!(error.faults[0].reason.contains("post fewer"), "{error}");
+    }
+    // Cells that are empty cost a byte each.
+    let header: Vec<String> = (0..4096).map(|number| format!("c{number}")).collect();
+    let body = format!("{}\n{}", header.join(","), format!("{}\n", ",".repeat(4095)).repeat(500));
+    assert_eq!(learn(&vast, Format::Csv, body).unwrap().count, 500);
+}
+
+#[test]
 fn rows_are_taken_at_their_limit_and_not_one_past_it() {
     let byte = schema(r#"{"fields":[{"name":"t","type":"tensor","shape":[1],"element":"u8"}]}"#);
     for (rows, good) in [(POST_ROWS_MAX, true), (POST_ROWS_MAX + 1, false)] {
