@@ -20,6 +20,15 @@ pub const FIELDS_MAX: usize = 4096;
 pub const CLASSES_MAX: usize = 65_536;
 /// Bytes of a class's name or a row's id.
 pub const LABEL_BYTES_MAX: usize = 256;
+/// Decoded bytes that rows of columns may take beyond two for each byte of their body, which is what plain numbers take of CSV at
+/// most: so much may come of values that are missing, which cost a client a byte or nothing.
+pub const MISSING_BYTES_MAX: usize = 16 << 20;
+/// Bytes of a value of a categorical column.
+pub const CATEGORY_BYTES_MAX: usize = 256;
+/// Buckets of a categorical column, beside the one of missing values: a bucket is exact in 32-bit floats.
+pub const CATEGORY_BUCKETS_MAX: usize = 65_536;
+/// Numbers that a category becomes in a network.
+pub const EMBEDDING_DIMENSION_MAX: usize = 1024;
 /// Bytes of an `Idempotency-Key`.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bytes of a stream's or a model's name.

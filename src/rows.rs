@@ -1,7 +1,8 @@
 //! Rows: what one step learns from and what one query asks about, in typed column buffers.
 //!
 //! A door decodes straight into these buffers, the log stores them, a fold reads them: nobody in between knows their meaning.
-//! Bytes are little-endian, and `u8` stays `u8` (four times smaller than `f32` for pictures) until a fold widens it.
+//! Bytes are little-endian, and `u8` stays `u8` (four times smaller than `f32` for pictures) until a fold widens it. A value that
+//! is missing is never a NaN: its column has a second number that says so, or a bucket for it.
 
 use std::ops::Range;
 
@@ -30,7 +31,8 @@ impl Element {
 
 /// One run of features of all the rows: `rows × width` elements, row by row.
 ///
-/// All numeric columns of a stream form one block in the order of the schema; each tensor field is a block of its own.
+/// All columns of a stream form one block in the order of the schema: a numeric column as its number, an optional one as two (the
+/// value, and 1 where it is missing), a categorical one as its bucket. Each tensor field is a block of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// The type of the elements.

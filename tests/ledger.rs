@@ -12,7 +12,7 @@ use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
 use mustela::ferret::work::Rule;
 use mustela::fold::{Fold, Snapshot, Step, Verdict};
-use mustela::network::{Architecture, Loss, Network, Optimiser};
+use mustela::network::{Architecture, Column, Loss, Network, Optimiser};
 use mustela::rows::{Block, Element, Rows, Target};
 
 #[global_allocator]
@@ -25,6 +25,18 @@ fn rows(width: usize, count: usize) -> Rows {
     let bytes: Vec<u8> = (0..width * count).map(|index| (index * 31 % 251) as u8).collect();
     let target = Some(Target::Classes((0..count as u32).map(|row| row % 10).collect()));
     Rows { count, blocks: vec![Block { element: Element::U8, width, bytes: Bytes::from(bytes) }], target, ..Rows::default() }
+}
+
+/// How many numbers a row of [`network`]'s columns has.
+const OF_COLUMNS: usize = 302;
+
+/// The network for rows of `input`, or of categorical and optional columns where a row has [`OF_COLUMNS`] numbers.
+fn network(architecture: &Architecture, input: &[usize]) -> Network {
+    if input != [OF_COLUMNS] {
+        return Network::build(architecture, input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+    }
+    let columns = [vec![Column::Optional; 150], vec![Column::Category { buckets: 4096 }, Column::Category { buckets: 300 }]];
+    Network::for_columns(architecture, &columns.concat(), 10, Loss::SoftmaxCrossEntropy).unwrap()
 }
 
 fn agree(what: &str, one: u64, other: u64) {
@@ -52,7 +64,7 @@ fn snapshot(trainer: &mut Trainer) -> Option<Arc<dyn Snapshot>> {
 fn check(case: Case, pool: &Pool) {
     let Case { name, architecture, input, optimiser, step_rows, constrained } = case;
     let width = input.iter().product();
-    let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+    let network = network(&architecture, &input);
     let rows = rows(width, step_rows);
     let recipe = Recipe {
         rule: Rule { optimiser, ..Rule::default() },
@@ -110,7 +122,7 @@ struct Piped {
 fn check_piped(piped: Piped) {
     let Piped { name, architecture, input, optimiser, step_rows, wish } = piped;
     let width = input.iter().product();
-    let network = Network::build(&architecture, &input, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
+    let network = network(&architecture, &input);
     let rows = rows(width, step_rows);
     let (network, learning_rate) = (Arc::new(network), 0.01);
     let recipe =
@@ -190,6 +202,8 @@ fn plan_ledger_and_allocator_agree() {
         check(case("MLP, momentum, batch 16", mlp(), &[784], momentum, 16, constrained), &pool);
         check(case("MLP, AdamW, batch 64", mlp(), &[784], adamw, 64, constrained), &pool);
         check(case("standardised MLP, batch 32", standardised(), &[100], sgd, 32, constrained), &pool);
+        check(case("embedded columns, batch 32", standardised(), &[OF_COLUMNS], sgd, 32, constrained), &pool);
+        check(case("embedded columns, AdamW, batch 1", standardised(), &[OF_COLUMNS], adamw, 1, constrained), &pool);
         check(case("ConvNet, batch 16", conv(), &[3, 32, 32], sgd, 16, constrained), &pool);
         check(case("ConvNet, AdamW, batch 64", conv(), &[3, 32, 32], adamw, 64, constrained), &pool);
         check(case("ResNet-18 of width 16, batch 16", resnet(), &[3, 32, 32], sgd, 16, constrained), &pool);
@@ -206,6 +220,8 @@ fn plan_ledger_and_allocator_agree() {
     piped("MLP, 2 stages", mlp(), &vector, sgd, 64, two);
     let drained = r#"{"stages":[{"layers":{"start":0,"end":5}}],"workers":2,"publication":"at_drain"}"#;
     piped("MLP, 2 workers, momentum", mlp(), &vector, momentum, 16, drained);
+    let embedded = r#"{"stages":[{"layers":{"start":0,"end":2}},{"layers":{"start":2,"end":5}}]}"#;
+    piped("embedded columns, 2 stages", standardised(), &[OF_COLUMNS], momentum, 16, embedded);
     let four = r#"{"stages":[{"layers":{"start":0,"end":4}},{"layers":{"start":4,"end":8}},{"layers":{"start":8,"end":12}},
         {"layers":{"start":12,"end":15}}]}"#;
     piped("deep MLP, 4 stages", deep(), &vector, sgd, 64, four);

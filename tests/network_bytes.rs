@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use mustela::allocator::{Counting, live_bytes, peak_bytes, reset_peak};
 use mustela::network::layer::Linear;
-use mustela::network::{Architecture, Gradient, Layer, Loss, Network, Optimiser, Stash};
+use mustela::network::{Architecture, Column, Gradient, Layer, Loss, Network, Optimiser, Stash};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -98,12 +98,14 @@ fn backward(
     }
     drop((kept, held));
     let optimiser = Optimiser::Sgd { momentum: 0.0, weight_decay: 0.0 };
+    // Before the measuring: the text itself takes bytes.
+    let updating = format!("update of {layer:?} on {rows} rows");
     let before = live_bytes();
     reset_peak();
     for (weight, gradient) in weights.iter().zip(&gradients) {
         optimiser.update(weight, &[], gradient.clone(), 1e-3, 1).unwrap();
     }
-    at_most(&format!("update of {layer:?} on {rows} rows"), peak_bytes() - before, cost.workspace_update);
+    at_most(&updating, peak_bytes() - before, cost.workspace_update);
     let dense: Vec<Tensor> = gradients.into_iter().map(|gradient| gradient.dense().unwrap()).collect();
     assert_eq!(storage(&dense), cost.weight_gradient_dense, "{what}");
     inputs
@@ -150,21 +152,30 @@ fn layers_take_the_bytes_that_they_say() {
         ),
     ] {
         let architecture: Architecture = serde_json::from_str(text).unwrap();
-        let network = Network::build(&architecture, &shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap();
-        let weights = network.initial_weights(1).unwrap();
-        for rows in [1, 5, 64] {
-            let mut tensors = vec![input(&network, rows)];
-            let mut stashes = Vec::new();
-            for (layer, weights) in network.layers.iter().zip(&weights) {
-                let input = tensors[0].clone();
-                let (outputs, stash) = forward(layer.as_ref(), weights, rows, tensors);
-                stashes.push(([input, outputs[0].clone()], stash));
-                tensors = outputs;
-            }
-            let mut gradients = vec![Tensor::ones((rows, 10), DType::F32, &Device::Cpu).unwrap()];
-            for (number, layer) in network.layers.iter().enumerate().rev() {
-                gradients = backward(layer.as_ref(), &weights[number], rows, stashes.pop().unwrap(), gradients);
-            }
+        bytes_of(&Network::build(&architecture, &shape, 10, Loss::SoftmaxCrossEntropy, false).unwrap());
+    }
+    let columns =
+        [vec![Column::Optional; 300], vec![Column::Category { buckets: 700 }, Column::Number, Column::Category { buckets: 9 }]];
+    for text in [r#"{"architecture":"mlp","hidden":[64]}"#, r#"{"architecture":"linear","standardise":false}"#] {
+        let architecture: Architecture = serde_json::from_str(text).unwrap();
+        bytes_of(&Network::for_columns(&architecture, &columns.concat(), 10, Loss::SoftmaxCrossEntropy).unwrap());
+    }
+}
+
+fn bytes_of(network: &Network) {
+    let weights = network.initial_weights(1).unwrap();
+    for rows in [1, 5, 64] {
+        let mut tensors = vec![input(network, rows)];
+        let mut stashes = Vec::new();
+        for (layer, weights) in network.layers.iter().zip(&weights) {
+            let input = tensors[0].clone();
+            let (outputs, stash) = forward(layer.as_ref(), weights, rows, tensors);
+            stashes.push(([input, outputs[0].clone()], stash));
+            tensors = outputs;
+        }
+        let mut gradients = vec![Tensor::ones((rows, 10), DType::F32, &Device::Cpu).unwrap()];
+        for (number, layer) in network.layers.iter().enumerate().rev() {
+            gradients = backward(layer.as_ref(), &weights[number], rows, stashes.pop().unwrap(), gradients);
         }
     }
 }

@@ -3,8 +3,10 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm as TheirGroupNorm, Module};
-use mustela::network::layer::{Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual};
-use mustela::network::{Architecture, Layer, Loss, Network, Targets, loss, random};
+use mustela::network::layer::{
+    Conv2d, DepthwiseConv2d, Embedding, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual,
+};
+use mustela::network::{Architecture, Column, Layer, Loss, Network, Targets, loss, random};
 
 fn numbers(seed: u64, count: usize) -> Vec<f64> {
     let mut generator = random::stream(seed, 0, "gradient test");
@@ -67,25 +69,29 @@ fn run(layer: &dyn Layer, weights: &[Tensor], input: &Tensor, gradient: &[f64]) 
 }
 
 fn check(layer: &dyn Layer, input_shape: &[usize], rows: usize) {
+    check_at(layer, &random_tensor(3, &[&[rows], input_shape].concat()));
+}
+
+fn check_at(layer: &dyn Layer, input: &Tensor) {
+    let rows = input.dims()[0];
     let what = format!("{layer:?}, {rows} rows");
     let weights = weights(layer);
-    let input = random_tensor(3, &[&[rows], input_shape].concat());
     let factors = numbers(4, rows * layer.output_shape().iter().product::<usize>());
-    let (output, input_gradient, gradients) = run(layer, &weights, &input, &factors);
+    let (output, input_gradient, gradients) = run(layer, &weights, input, &factors);
     assert_eq!(output.dims()[1..], *layer.output_shape(), "{what}");
     assert_eq!(input_gradient.dims(), input.dims(), "{what}");
-    let expected = differences(&input, |input| scalar(layer, &weights, input, &factors));
+    let expected = differences(input, |input| scalar(layer, &weights, input, &factors));
     assert_close(&format!("{what}: input"), &values(&input_gradient), &expected, 1e-7);
     assert_eq!(gradients.len(), weights.len(), "{what}");
     for (index, gradient) in gradients.iter().enumerate() {
         let expected = differences(&weights[index], |weight| {
             let mut weights = weights.clone();
             weights[index] = weight.clone();
-            scalar(layer, &weights, &input, &factors)
+            scalar(layer, &weights, input, &factors)
         });
         assert_close(&format!("{what}: parameter {index}"), &values(gradient), &expected, 1e-7);
     }
-    let again = run(layer, &weights, &input, &factors);
+    let again = run(layer, &weights, input, &factors);
     assert_eq!(values(&again.1), values(&input_gradient), "{what}: the same twice");
 }
 
@@ -100,6 +106,31 @@ fn linear() {
 fn relu() {
     for in_place in [false, true] {
         check(&Relu::new(&[37], in_place), &[37], 3);
+    }
+}
+
+#[test]
+fn embedding() {
+    let (number, optional) = (Column::Number, Column::Optional);
+    let category = |buckets| Column::Category { buckets };
+    for (columns, dimension) in [
+        (vec![category(3)], 1),
+        (vec![number, category(4), optional, category(2)], 3),
+        (vec![category(1), category(9), number], 8),
+    ] {
+        let layer = Embedding::new(&columns, dimension).unwrap();
+        for rows in [1, 5, 20] {
+            // Some buckets come up twice in a step, some not at all.
+            let row = (0..rows).flat_map(|row| {
+                let drawn = numbers(row as u64, columns.len());
+                columns.iter().zip(drawn).flat_map(move |(column, drawn)| match *column {
+                    Column::Number => vec![drawn],
+                    Column::Optional => vec![drawn, (row % 2) as f64],
+                    Column::Category { buckets } => vec![(row * 7 % buckets) as f64],
+                })
+            });
+            check_at(&layer, &tensor(row.collect(), &[rows, Column::total_width(&columns)]));
+        }
     }
 }
 

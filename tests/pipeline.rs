@@ -18,7 +18,7 @@ use mustela::fold::{Change, Fold, Outcome, Predictions, State, Step, Verdict};
 use mustela::learner::Learner;
 use mustela::ledger::Part;
 use mustela::model::checkpoint::state_hash;
-use mustela::network::{Architecture, Loss, Network, Optimiser, deep_copy};
+use mustela::network::{Architecture, Column, Loss, Network, Optimiser, deep_copy};
 use mustela::rows::{Block, Element, Rows, Target};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
@@ -39,7 +39,16 @@ fn architectures() -> Vec<(Architecture, Vec<usize>)> {
         (mlp(&[8, 6], true), vec![INPUTS]),
         (mlp(&[], true), vec![INPUTS]),
         (serde_json::from_str(layers).unwrap(), vec![1, 3, 4]),
+        (mlp(&[8, 6], true), vec![INPUTS]),
     ]
+}
+
+/// The architecture whose inputs are columns that are not all plain numbers.
+const OF_COLUMNS: usize = 4;
+
+fn columns() -> Vec<Column> {
+    let (number, optional, category) = (Column::Number, Column::Optional, Column::Category { buckets: 3 });
+    vec![number, category, optional, number, category, optional, category, number, category, number]
 }
 
 fn optimisers() -> [Optimiser; 3] {
@@ -138,7 +147,7 @@ fn wish() -> impl Strategy<Value = Wish> {
 
 fn case() -> impl Strategy<Value = Case> {
     (
-        0..4usize,
+        0..5usize,
         0..3usize,
         (0..8usize, 0..8usize),
         any::<u64>(),
@@ -210,15 +219,15 @@ fn recipe(case: &Case) -> Recipe {
     Recipe { rule: Rule { compensation, learner, ..recipe.rule }, ..recipe }
 }
 
-fn recipe_of(architecture: usize, optimiser: usize, seed: u64, step_rows: usize) -> Recipe {
-    let (architecture, input) = &architectures()[architecture];
-    let network = Network::build(architecture, input, CLASSES, Loss::SoftmaxCrossEntropy, false).unwrap();
-    Recipe {
-        rule: Rule { optimiser: optimisers()[optimiser], ..Rule::default() },
-        learning_rate: 0.05,
-        seed,
-        ..Recipe::new(Arc::new(network), step_rows, 3)
-    }
+fn recipe_of(number: usize, optimiser: usize, seed: u64, step_rows: usize) -> Recipe {
+    let (architecture, input) = &architectures()[number];
+    let network = if number == OF_COLUMNS {
+        Network::for_columns(architecture, &columns(), CLASSES, Loss::SoftmaxCrossEntropy).unwrap()
+    } else {
+        Network::build(architecture, input, CLASSES, Loss::SoftmaxCrossEntropy, false).unwrap()
+    };
+    let rule = Rule { optimiser: optimisers()[optimiser], ..Rule::default() };
+    Recipe { rule, learning_rate: 0.05, seed, ..Recipe::new(Arc::new(network), step_rows, 3) }
 }
 
 /// The state as a file would keep it.
@@ -331,7 +340,7 @@ fn predictions_when_drained(recipe: &Recipe, plan: &Plan) -> Vec<Predictions> {
 /// A snapshot that is made while steps go on is of the step after which it was begun, in every stage.
 #[test]
 fn snapshots_are_of_one_step_in_every_stage() {
-    for architecture in 0..4 {
+    for architecture in 0..5 {
         let recipe = recipe_of(architecture, 1, 5, 2);
         let (lowest, layers) = (recipe.network.first_learning_layer(), recipe.network.layers.len());
         let firsts: Vec<usize> = std::iter::once(0).chain((lowest + 1..layers).step_by(2)).collect();

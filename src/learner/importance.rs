@@ -3,15 +3,12 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::network::{Gradient, Network, optimiser};
+use crate::network::{Gradient, Network, Parameter, optimiser};
 
 /// Importance of each layer's parameters before any row: zeros.
 pub fn none_yet(network: &Network) -> Result<Vec<Vec<Tensor>>> {
-    let of_layer = |layer: &Box<dyn crate::network::Layer>| {
-        let zeros = layer.parameters().into_iter().map(|parameter| Tensor::zeros(parameter.shape, DType::F32, &Device::Cpu));
-        zeros.collect()
-    };
-    network.layers.iter().map(of_layer).collect()
+    let zeros = |parameter: Parameter| Tensor::zeros(parameter.shape, DType::F32, &Device::Cpu);
+    network.layers.iter().map(|layer| layer.parameters().into_iter().map(zeros).collect()).collect()
 }
 
 /// Adds what one row, `[1, …input_shape]`, says, times `share`. `weights` are each layer's; the row's storage must be its own.

@@ -65,8 +65,11 @@ impl NetworkKind {
             Target::Classes { classes, .. } => (classes.count(), Loss::SoftmaxCrossEntropy),
             Target::Regression { .. } => (1, Loss::MeanSquaredError),
         };
-        let network = Network::build(&settings.network, &schema.input_shape(), outputs, loss, schema.is_numeric())
-            .map_err(|error| SpecError::Settings(error.to_string()))?;
+        let network = match schema.network_columns() {
+            Some(columns) => Network::for_columns(&settings.network, &columns, outputs, loss),
+            None => Network::build(&settings.network, &schema.input_shape(), outputs, loss, false),
+        };
+        let network = network.map_err(|error| SpecError::Settings(error.to_string()))?;
         settings.optimiser.validate().map_err(SpecError::Settings)?;
         settings.compensation.validate().and(settings.learner.validate()).map_err(SpecError::Settings)?;
         let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&settings.optimiser));

@@ -132,12 +132,24 @@ pub enum LayerSpec {
     },
     /// Rows of any shape as rows of numbers.
     Flatten {},
-    /// Features to mean 0 and variance 1, by what was seen so far; only as the first layer.
+    /// Features to mean 0 and variance 1, by what was seen so far; only as the first layer. Of columns it takes the numbers alone.
     Standardise {},
+    /// The buckets of categorical columns to numbers that are learned, behind the numeric columns. Only as the first layer or behind
+    /// a standardise that is; lists for streams with such columns need it.
+    Embedding {
+        /// Numbers of each category.
+        #[serde(default = "embedding_dimension")]
+        dimension: usize,
+    },
 }
 
 fn one() -> usize {
     1
+}
+
+/// Numbers of each category where nothing is said.
+pub(super) fn embedding_dimension() -> usize {
+    8
 }
 
 fn yes() -> bool {
@@ -272,6 +284,7 @@ mod tests {
             r#"{"architecture":"mobilenet","width":16,"standardise":false}"#,
             r#"{"architecture":"layers","layers":[{"type":"depthwise_conv2d","kernel":3,"stride":2,"padding":1,"bias":false},{"type":"depthwise_conv2d","kernel":1,"stride":1,"padding":0}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"residual","layers":[{"type":"conv2d","channels":8,"kernel":3,"stride":1,"padding":1,"bias":false},{"type":"group_norm","groups":4}],"shortcut":[{"type":"relu"}]},{"type":"global_avg_pool2d"},{"type":"residual","layers":[{"type":"linear","outputs":8}]}]}"#,
+            r#"{"architecture":"layers","layers":[{"type":"embedding","dimension":3},{"type":"linear","outputs":2}]}"#,
             r#"{"architecture":"layers","layers":[{"type":"standardise"},{"type":"conv2d","channels":32,"kernel":3,"stride":1,"padding":1},{"type":"relu"},{"type":"max_pool2d","size":2},{"type":"flatten"},{"type":"linear","outputs":64}]}"#,
         ] {
             let architecture: Architecture = serde_json::from_str(text).unwrap();

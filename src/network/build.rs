@@ -2,9 +2,11 @@
 //! overflow or an allocation: sizes are checked before anything is made of them.
 
 use super::Network;
-use super::architecture::{Architecture, LayerSpec};
+use super::architecture::{Architecture, LayerSpec, embedding_dimension};
+use super::columns::Column;
 use super::layer::{
-    Conv2d, DepthwiseConv2d, Flatten, GlobalAvgPool2d, GroupNorm, Layer, Linear, MaxPool2d, Relu, Residual, Standardise,
+    Conv2d, DepthwiseConv2d, Embedding, Flatten, GlobalAvgPool2d, GroupNorm, Layer, Linear, MaxPool2d, Relu, Residual,
+    Standardise, StandardiseColumns,
 };
 use super::loss::Loss;
 use crate::limits::{LAYERS_DEPTH_MAX, LAYERS_MAX, PARAMETERS_MAX, WIDTH_MAX};
@@ -101,9 +103,45 @@ impl Network {
             _ => {}
         }
         let specs = architecture.layers(input_shape, outputs, standardise_default);
-        count(&specs, LAYERS_MAX, 0)?;
-        let mut builder = Builder { shape: input_shape.to_vec(), parameters: 0, free: false, inside: String::new() };
-        let layers = builder.list(&specs)?;
+        Self::of_layers(&specs, input_shape, None, outputs, loss)
+    }
+
+    /// The network for rows of `columns`; [`Network::build`] where all of them are plain numbers. Named architectures standardise
+    /// the numbers unless they say otherwise, and embed categories.
+    pub fn for_columns(
+        architecture: &Architecture,
+        columns: &[Column],
+        outputs: usize,
+        loss: Loss,
+    ) -> Result<Network, ArchitectureError> {
+        let input_shape = [Column::total_width(columns)];
+        if input_shape == [0] || columns.iter().all(|&column| column == Column::Number) {
+            return Self::build(architecture, &input_shape, outputs, loss, true);
+        }
+        let mut specs = architecture.layers(&input_shape, outputs, true);
+        if !matches!(architecture, Architecture::Layers { .. }) {
+            if columns.iter().all(|column| column.is_category()) {
+                specs.retain(|spec| !matches!(spec, LayerSpec::Standardise {}));
+            }
+            if columns.iter().any(|column| column.is_category()) {
+                let behind = usize::from(matches!(specs.first(), Some(LayerSpec::Standardise {})));
+                specs.insert(behind, LayerSpec::Embedding { dimension: embedding_dimension() });
+            }
+        }
+        Self::of_layers(&specs, &input_shape, Some(columns), outputs, loss)
+    }
+
+    fn of_layers(
+        specs: &[LayerSpec],
+        input_shape: &[usize],
+        columns: Option<&[Column]>,
+        outputs: usize,
+        loss: Loss,
+    ) -> Result<Network, ArchitectureError> {
+        count(specs, LAYERS_MAX, 0)?;
+        let shape = input_shape.to_vec();
+        let mut builder = Builder { shape, columns, parameters: 0, free: false, inside: String::new() };
+        let layers = builder.list(specs)?;
         if layers.is_empty() {
             return Err(ArchitectureError::Empty);
         }
@@ -116,9 +154,11 @@ impl Network {
 }
 
 /// What is known between two layers.
-struct Builder {
+struct Builder<'a> {
     /// The shape of a row here.
     shape: Vec<usize>,
+    /// What a row's numbers are, as long as they are still those of the stream's columns and not all plain.
+    columns: Option<&'a [Column]>,
     /// Parameters so far, of the whole network.
     parameters: usize,
     /// Nobody needs the present activations but the next layer, so that it may overwrite them: they are not the input of the network
@@ -128,7 +168,7 @@ struct Builder {
     inside: String,
 }
 
-impl Builder {
+impl Builder<'_> {
     fn list(&mut self, specs: &[LayerSpec]) -> Result<Vec<Box<dyn Layer>>, ArchitectureError> {
         specs.iter().enumerate().map(|(index, spec)| self.next(index, spec)).collect()
     }
@@ -148,9 +188,25 @@ impl Builder {
                 layer
             }
         };
+        self.pass_columns(&place, spec, layer.name())?;
         self.free = layer.cost(1).leaves_output_free(self.free);
         self.shape = layer.output_shape().to_vec();
         Ok(layer)
+    }
+
+    /// Buckets reach no layer that would take them for numbers.
+    fn pass_columns(&mut self, place: &str, spec: &LayerSpec, name: &'static str) -> Result<(), ArchitectureError> {
+        let has_categories = self.columns.is_some_and(|columns| columns.iter().any(|column| column.is_category()));
+        match spec {
+            LayerSpec::Standardise {} => return Ok(()),
+            LayerSpec::Embedding { .. } => {}
+            _ if has_categories => {
+                return Err(self.refuse(place, name, "the stream has categorical columns; put an embedding before it"));
+            }
+            _ => {}
+        }
+        self.columns = None;
+        Ok(())
     }
 
     fn refuse(&self, place: &str, name: &'static str, reason: &'static str) -> ArchitectureError {
@@ -161,7 +217,8 @@ impl Builder {
     fn residual(&mut self, place: &str, main: &[LayerSpec], shortcut: &[LayerSpec]) -> Result<Box<dyn Layer>, ArchitectureError> {
         let mut branch = |name: &str, specs: &[LayerSpec]| {
             let inside = format!("{place}.{name}.");
-            let mut within = Builder { shape: self.shape.clone(), parameters: self.parameters, free: false, inside };
+            let mut within =
+                Builder { shape: self.shape.clone(), columns: None, parameters: self.parameters, free: false, inside };
             let layers = within.list(specs)?;
             self.parameters = within.parameters;
             Ok(layers)
@@ -220,8 +277,17 @@ impl Builder {
                 fits(GroupNorm::new(image("group_norm")?, groups), "group_norm", "its groups must divide the channels")
             }
             LayerSpec::Flatten {} => Ok(Box::new(Flatten::new(&self.shape))),
-            LayerSpec::Standardise {} if index == 0 && self.inside.is_empty() => Ok(Box::new(Standardise::new(&self.shape))),
+            LayerSpec::Standardise {} if index == 0 && self.inside.is_empty() => match self.columns {
+                Some(columns) => fits(StandardiseColumns::new(columns), "standardise", "the stream has no numeric column"),
+                None => Ok(Box::new(Standardise::new(&self.shape))),
+            },
             LayerSpec::Standardise {} => Err(("standardise", "it can only be the first layer, because it passes no gradient on")),
+            LayerSpec::Embedding { dimension } => {
+                let layer = self.columns.and_then(|columns| Embedding::new(columns, dimension));
+                let wants = "it needs a stream with categorical columns, a dimension from 1 to 1024, and a place before all layers but \
+                             a standardise";
+                fits(layer, "embedding", wants)
+            }
             LayerSpec::Residual { .. } => Err(("residual", "it is made of layers")),
         }
     }
@@ -249,6 +315,69 @@ mod tests {
         let names: Vec<_> = mlp.layers.iter().map(|layer| layer.name()).collect();
         assert_eq!(names, ["standardise", "flatten", "linear", "relu", "linear", "relu", "linear"]);
         assert!(build(r#"{"architecture":"convnet"}"#, &[1, 5, 7], 3).is_ok());
+    }
+
+    fn of_columns(text: &str, columns: &[Column]) -> Result<Network, ArchitectureError> {
+        Network::for_columns(&serde_json::from_str(text).unwrap(), columns, 2, Loss::SoftmaxCrossEntropy)
+    }
+
+    #[test]
+    fn plain_columns_give_the_network_that_they_gave() {
+        for text in [r#"{"architecture":"linear"}"#, r#"{"architecture":"mlp","hidden":[4],"standardise":false}"#] {
+            let architecture = serde_json::from_str(text).unwrap();
+            let before = Network::build(&architecture, &[3], 2, Loss::SoftmaxCrossEntropy, true).unwrap();
+            let now = of_columns(text, &[Column::Number; 3]).unwrap();
+            assert_eq!(format!("{before:?}"), format!("{now:?}"));
+            assert_eq!(before.parameter_names(), now.parameter_names());
+        }
+        assert!(of_columns(r#"{"architecture":"linear"}"#, &[]).is_err());
+    }
+
+    #[test]
+    fn categories_are_embedded_behind_the_standardised_numbers() {
+        let (number, optional, category) = (Column::Number, Column::Optional, Column::Category { buckets: 5 });
+        let (linear, bare) = (r#"{"architecture":"linear"}"#, r#"{"architecture":"mlp","hidden":[4],"standardise":false}"#);
+        let layers = |layers: &str| format!(r#"{{"architecture":"layers","layers":[{layers},{{"type":"linear","outputs":2}}]}}"#);
+        let embedding = r#"{"type":"embedding","dimension":3}"#;
+        let listed = layers(&format!(r#"{{"type":"standardise"}},{embedding}"#));
+        for (text, columns, names) in [
+            (linear, vec![number, category], vec!["standardise", "embedding", "linear"]),
+            (linear, vec![optional], vec!["standardise", "linear"]),
+            (linear, vec![category, category], vec!["embedding", "linear"]),
+            (bare, vec![number, category, optional], vec!["embedding", "linear", "relu", "linear"]),
+            (bare, vec![optional], vec!["linear", "relu", "linear"]),
+            (&layers(embedding), vec![category, number], vec!["embedding", "linear"]),
+            (&listed, vec![category, number], vec!["standardise", "embedding", "linear"]),
+        ] {
+            let network = of_columns(text, &columns).unwrap();
+            assert_eq!(network.layers.iter().map(|layer| layer.name()).collect::<Vec<_>>(), names, "{columns:?}");
+            assert!(network.first_learning_layer() <= 1);
+        }
+    }
+
+    #[test]
+    fn buckets_are_never_taken_for_numbers() {
+        let (number, optional, category) = (Column::Number, Column::Optional, Column::Category { buckets: 5 });
+        let layers = |layers: &str| format!(r#"{{"architecture":"layers","layers":[{layers},{{"type":"linear","outputs":2}}]}}"#);
+        let (relu, embedding) = (r#"{"type":"relu"}"#, r#"{"type":"embedding"}"#);
+        for (text, columns, said) in [
+            (layers(relu), vec![category], "put an embedding before it"),
+            (layers(&format!("{relu},{embedding}")), vec![category], "put an embedding before it"),
+            (layers(r#"{"type":"standardise"}"#), vec![category, number], "put an embedding before it"),
+            (layers(r#"{"type":"standardise"}"#), vec![category], "no numeric column"),
+            (layers(embedding), vec![optional], "a stream with categorical columns"),
+            (layers(embedding), vec![number], "a stream with categorical columns"),
+            (layers(&format!("{embedding},{embedding}")), vec![category], "a stream with categorical columns"),
+            (layers(r#"{"type":"embedding","dimension":0}"#), vec![category], "a dimension"),
+            (layers(r#"{"type":"embedding","dimension":18446744073709551615}"#), vec![category], "a dimension"),
+            (layers(&format!(r#"{{"type":"residual","layers":[{embedding}]}}"#)), vec![category], "main.0 (embedding)"),
+            (r#"{"architecture":"linear"}"#.into(), vec![Column::Category { buckets: usize::MAX }], "embedding"),
+            (r#"{"architecture":"linear"}"#.into(), vec![Column::Category { buckets: PARAMETERS_MAX / 2 }], "parameters"),
+            (r#"{"architecture":"convnet"}"#.into(), vec![category, number], "[channels, height, width]"),
+        ] {
+            let error = of_columns(&text, &columns).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

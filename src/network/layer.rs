@@ -5,6 +5,7 @@
 
 mod conv2d;
 mod depthwise_conv2d;
+mod embedding;
 mod flatten;
 mod global_avg_pool2d;
 mod group_norm;
@@ -20,6 +21,7 @@ use candle_core::{Error, Result, Tensor};
 
 pub use conv2d::Conv2d;
 pub use depthwise_conv2d::DepthwiseConv2d;
+pub use embedding::Embedding;
 pub use flatten::Flatten;
 pub use global_avg_pool2d::GlobalAvgPool2d;
 pub use group_norm::GroupNorm;
@@ -27,7 +29,7 @@ pub use linear::Linear;
 pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
 pub use residual::Residual;
-pub use standardise::Standardise;
+pub use standardise::{Standardise, StandardiseColumns};
 
 use super::kernel::{elementwise, gemm, vector};
 use super::tensor::{by_type, is_finite, read, tensor};

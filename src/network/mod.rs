@@ -7,6 +7,7 @@
 
 mod architecture;
 mod build;
+mod columns;
 pub mod compensate;
 mod element;
 mod identity;
@@ -21,6 +22,7 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 
 pub use architecture::{Architecture, LayerSpec};
 pub use build::ArchitectureError;
+pub use columns::Column;
 pub use identity::identity;
 pub use layer::{Cost, Gradient, Initial, Layer, Parameter, Stash};
 pub use loss::{Evaluated, Loss, Targets};

@@ -1,9 +1,10 @@
 //! What arrives: streams, each a schema and a durable log of rows.
 //!
-//! The way of a post is the order of the files: [`schema`] says what a row is, [`decode`] reads bytes into rows, [`record`] puts
-//! rows into the log's form, [`log`] makes them durable. [`Streams`] is the registry that the doors use.
+//! The way of a post is the order of the files: [`schema`] says what a row is, [`decode`] reads bytes into rows ([`category`] turns
+//! words into numbers), [`record`] puts rows into the log's form, [`log`] makes them durable. [`Streams`] is the registry that the doors use.
 
 mod arrivals;
+pub mod category;
 pub mod decode;
 pub mod log;
 mod name;

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX, ROW_BYTES_MAX};
+use crate::limits::{
+    CATEGORY_BUCKETS_MAX, CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX, ROW_BYTES_MAX,
+};
+use crate::network::Column;
 use crate::rows::Element;
 
 /// Dimensions of a tensor.
@@ -14,7 +17,7 @@ const DIMENSIONS_MAX: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schema {
-    /// The features: numeric columns, or one tensor.
+    /// The features: numeric and categorical columns, or one tensor.
     pub fields: Vec<Field>,
     /// What is to be learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +38,10 @@ pub enum Field {
     Numeric {
         /// Its column.
         name: String,
+        /// Whether it may be missing. A row then has two numbers of it: the value (0 where it is missing), and 1 where it is missing
+        /// or else 0.
+        #[serde(default, skip_serializing_if = "is_false")]
+        optional: bool,
     },
     /// An array of numbers, always of the same shape.
     Tensor {
@@ -45,10 +52,17 @@ pub enum Field {
         /// Of each number.
         element: Element,
     },
-    /// A word of a set; reserved.
+    /// A word. A row has its bucket as a number: see [`category`](crate::stream::category).
     Categorical {
         /// Its column.
         name: String,
+        /// How many buckets words are hashed to, beside the one of missing values. Always written, so that a data folder means the
+        /// same under another default.
+        #[serde(default = "buckets")]
+        buckets: usize,
+        /// Whether it may be missing.
+        #[serde(default, skip_serializing_if = "is_false")]
+        optional: bool,
     },
     /// Words; reserved.
     Text {
@@ -62,16 +76,40 @@ pub enum Field {
     },
 }
 
+fn buckets() -> usize {
+    256
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
 impl Field {
     /// The field's column.
     pub fn name(&self) -> &str {
         match self {
-            Field::Numeric { name }
+            Field::Numeric { name, .. }
             | Field::Tensor { name, .. }
-            | Field::Categorical { name }
+            | Field::Categorical { name, .. }
             | Field::Text { name }
             | Field::Image { name } => name,
         }
+    }
+
+    /// What a row's numbers of it mean; none for a field that is not a column.
+    pub fn column(&self) -> Option<Column> {
+        match *self {
+            Field::Numeric { optional: false, .. } => Some(Column::Number),
+            Field::Numeric { optional: true, .. } => Some(Column::Optional),
+            Field::Categorical { buckets, .. } => Some(Column::Category { buckets: buckets.saturating_add(1) }),
+            Field::Tensor { .. } | Field::Text { .. } | Field::Image { .. } => None,
+        }
+    }
+
+    /// Whether a row may come without it.
+    pub fn is_optional(&self) -> bool {
+        matches!(self, Field::Numeric { optional: true, .. } | Field::Categorical { optional: true, .. })
     }
 }
 
@@ -132,13 +170,17 @@ impl Schema {
             match field {
                 Field::Numeric { .. } => {}
                 Field::Tensor { name, shape, .. } => check_shape(name, shape)?,
-                Field::Categorical { name } | Field::Text { name } | Field::Image { name } => {
+                Field::Categorical { name, buckets, .. } if !(2..=CATEGORY_BUCKETS_MAX).contains(buckets) => {
+                    return Err(format!("field `{name}`: {buckets} buckets, allowed are 2 to {CATEGORY_BUCKETS_MAX}"));
+                }
+                Field::Categorical { .. } => {}
+                Field::Text { name } | Field::Image { name } => {
                     return Err(format!("field `{name}`: its type is reserved and not served by this version"));
                 }
             }
         }
-        if !self.is_numeric() && self.fields.len() > 1 {
-            return Err("fields: either numeric columns only, or exactly one tensor".into());
+        if self.network_columns().is_none() && self.fields.len() > 1 {
+            return Err("fields: either numeric and categorical columns only, or exactly one tensor".into());
         }
         let mut names = BTreeSet::new();
         for name in self.columns() {
@@ -169,9 +211,9 @@ impl Schema {
         self.fields.iter().map(Field::name).chain(self.target.as_ref().map(Target::name)).chain(beside)
     }
 
-    /// Whether the features are numeric columns, and not a tensor.
-    pub fn is_numeric(&self) -> bool {
-        self.fields.iter().all(|field| matches!(field, Field::Numeric { .. }))
+    /// What the numbers of a row mean, where the features are columns and not a tensor.
+    pub fn network_columns(&self) -> Option<Vec<Column>> {
+        self.fields.iter().map(Field::column).collect()
     }
 
     /// Whether the target is a class.
@@ -179,11 +221,11 @@ impl Schema {
         matches!(self.target, Some(Target::Classes { .. }))
     }
 
-    /// The shape of one row's features: the tensor's, or the number of columns.
+    /// The shape of one row's features: the tensor's, or how many numbers the columns have.
     pub fn input_shape(&self) -> Vec<usize> {
         match self.fields.first() {
             Some(Field::Tensor { shape, .. }) => shape.clone(),
-            _ => vec![self.fields.len()],
+            _ => vec![self.fields.iter().filter_map(Field::column).map(Column::width).sum()],
         }
     }
 
@@ -292,7 +334,12 @@ mod tests {
             (field(r#"{"name":"","type":"numeric"}"#), "a column's name"),
             (field(r#"{"name":"x","type":"text"}"#), "reserved and not served"),
             (field(r#"{"name":"x","type":"image"}"#), "reserved and not served"),
-            (field(r#"{"name":"x","type":"categorical"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"categorical","buckets":1}"#), "1 buckets"),
+            (field(r#"{"name":"x","type":"categorical","buckets":65537}"#), "65537 buckets"),
+            (
+                field(r#"{"name":"c","type":"categorical"},{"name":"t","type":"tensor","shape":[2],"element":"u8"}"#),
+                "exactly one tensor",
+            ),
             (field(&format!(r#"{x},{{"name":"t","type":"tensor","shape":[2],"element":"u8"}}"#)), "exactly one tensor"),
             (tensor("[]"), "1 to 4 sizes"),
             (tensor("[1,1,1,1,1]"), "1 to 4 sizes"),
@@ -313,6 +360,10 @@ mod tests {
         }
         for json in [
             field(&many(FIELDS_MAX)),
+            field(r#"{"name":"x","type":"categorical"}"#),
+            field(
+                r#"{"name":"x","type":"categorical","buckets":65536,"optional":true},{"name":"y","type":"numeric","optional":true}"#,
+            ),
             tensor(&format!("[{ROW_BYTES_MAX}]")),
             target(&format!(r#"{{"name":"y","type":"classes","classes":{CLASSES_MAX}}}"#)),
             target(r#"{"name":"y","type":"classes","classes":2}"#),
@@ -323,6 +374,10 @@ mod tests {
         for json in [
             format!(r#"{{"fields":[{x}],"colour":1}}"#),
             field(r#"{"name":"x","type":"numeric","shape":[1]}"#),
+            field(r#"{"name":"x","type":"numeric","optional":1}"#),
+            field(r#"{"name":"x","type":"numeric","buckets":3}"#),
+            field(r#"{"name":"x","type":"categorical","buckets":-1}"#),
+            field(r#"{"name":"t","type":"tensor","shape":[2],"element":"u8","optional":true}"#),
             field(r#"{"name":"t","type":"tensor","shape":[2]}"#),
             field(r#"{"name":"t","type":"tensor","element":"u8"}"#),
             field(r#"{"name":"t","type":"tensor","shape":[-1],"element":"u8"}"#),
@@ -334,10 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn columns_have_their_numbers_in_a_row() {
+        let schema = schema(
+            r#"{"fields":[{"name":"x","type":"numeric"},{"name":"c","type":"categorical","buckets":9},
+                {"name":"y","type":"numeric","optional":true},{"name":"d","type":"categorical","optional":true}]}"#,
+        );
+        let expected = [Column::Number, Column::Category { buckets: 10 }, Column::Optional, Column::Category { buckets: 257 }];
+        assert_eq!(schema.network_columns().unwrap(), expected);
+        assert_eq!((schema.input_shape(), schema.width(), schema.row_bytes()), (vec![5], 5, 20));
+    }
+
+    #[test]
     fn a_schema_reads_back_as_it_was_written() {
         for text in [
             r#"{"fields":[{"type":"numeric","name":"x"}],"target":{"type":"classes","name":"y","classes":["a","b"]},"row_id":"id"}"#,
             r#"{"fields":[{"type":"tensor","name":"t","shape":[2,3],"element":"u8"}],"target":{"type":"regression","name":"y"}}"#,
+            r#"{"fields":[{"type":"numeric","name":"x","optional":true},{"type":"categorical","name":"c","buckets":256}]}"#,
         ] {
             let schema = schema(text);
             assert_eq!(schema.validate(), Ok(()));

@@ -2,7 +2,11 @@
 //!
 //! Welford's recurrence (1962), row by row in f64, so that the statistics do not depend on how rows were cut into steps.
 
+mod columns;
+
 use candle_core::{Result, Tensor};
+
+pub use columns::StandardiseColumns;
 
 use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, rows, with_rows};
 use crate::network::element::Element;

@@ -124,9 +124,14 @@ fn tensor_order(places: &[Place], table: &mut Table<'_>) -> Option<Option<(usize
 
 fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
     match slot {
+        Slot::Numeric(_) if value.is_empty() && table.put_missing(slot) => {}
         Slot::Numeric(column) => match parse(value) {
             Some(number) => table.put_numeric(column, number),
             None => not_a_number(value, slot, table),
+        },
+        Slot::Category(column) => match std::str::from_utf8(value) {
+            Ok(word) => table.put_category(column, word),
+            Err(_) => table.fault_at(slot, format!("`{}` is not UTF-8", shown(value))),
         },
         Slot::Target => {
             let text = String::from_utf8_lossy(value);

@@ -174,6 +174,7 @@ impl Value<'_, '_> {
     fn number(self, value: f64) {
         match self.slot {
             Slot::Numeric(column) => self.table.put_numeric(column, value),
+            Slot::Category(_) => self.unexpected(&format!("the number {value}")),
             Slot::Tensor if self.depth > 0 => self.table.push_element(value),
             Slot::Tensor => self.table.fault_at(Slot::Tensor, "a number, expected a list of numbers"),
             Slot::Target => self.table.put_target_number(value),
@@ -190,6 +191,7 @@ impl Value<'_, '_> {
                 Err(_) => self.table.fault_at(Slot::EventTime, format!("{value} is beyond a 64-bit number of milliseconds")),
             },
             Slot::RowId => self.table.put_id(value.to_string()),
+            Slot::Category(column) => self.table.put_category(column, &value.to_string()),
             _ => self.number(value as f64),
         }
     }
@@ -198,6 +200,7 @@ impl Value<'_, '_> {
         let expected = match self.slot {
             Slot::Tensor => "a list of numbers",
             Slot::RowId => "a text or a whole number",
+            Slot::Category(_) => "a text, a whole number, true or false",
             Slot::Target if self.table.schema.class_names().is_some() => "a class's name or number",
             _ => "a number",
         };
@@ -242,18 +245,25 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
         match self.slot {
             Slot::Target => self.table.put_target_word(text),
             Slot::RowId => self.table.put_id(text.to_owned()),
+            Slot::Category(column) => self.table.put_category(column, text),
             _ => self.unexpected(&format!("the text `{}`", short(text))),
         }
         Ok(())
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
-        self.unexpected("null");
+        if !self.table.put_missing(self.slot) {
+            self.unexpected("null");
+        }
         Ok(())
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-        self.unexpected(if value { "true" } else { "false" });
+        let text = if value { "true" } else { "false" };
+        match self.slot {
+            Slot::Category(column) => self.table.put_category(column, text),
+            _ => self.unexpected(text),
+        }
         Ok(())
     }
 
@@ -266,8 +276,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
     /// A tensor may be flat, or nested as its shape says.
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
         let Value { table, slot, depth } = self;
-        let rank = table.schema.input_shape().len();
-        if slot != Slot::Tensor || depth >= rank {
+        if slot != Slot::Tensor || depth >= table.schema.input_shape().len() {
             while list.next_element::<IgnoredAny>()?.is_some() {}
             Value { table, slot, depth }.unexpected("a list");
             return Ok(());

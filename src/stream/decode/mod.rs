@@ -5,6 +5,10 @@
 //!
 //! An integer label means the class of that number; where any class is *named* with an integer it means the class of that name,
 //! in every text format (the raw format has numbers only).
+//!
+//! A value of a categorical column is a text; JSON's whole numbers and booleans stand for theirs, so that all text formats agree. A
+//! value is missing where JSON has `null` or no such key, where a CSV cell is empty or the file lacks the column, and, in a
+//! categorical column, where a text is empty. What is missing in a column that is not optional is a fault.
 
 mod csv;
 mod json;
@@ -30,7 +34,7 @@ pub enum Format {
     /// A header line, then a line for each row; a tensor `t` has the columns `t_0`, `t_1`, …
     Csv,
     /// Little-endian sections: all features row by row (numeric columns as f32), then targets (u32 or f32), then row ids (u64),
-    /// then event times (i64), each where the schema has it.
+    /// then event times (i64), each where the schema has it. Not for schemas with categorical or optional columns.
     Raw,
 }
 
@@ -130,9 +134,9 @@ impl Faults {
 pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) -> Result<Rows, DecodeError> {
     let rows = match format {
         Format::Raw => raw::decode(schema, body, purpose)?,
-        Format::Json => read(schema, purpose, |table| json::rows(&body, table))?,
-        Format::Ndjson => read(schema, purpose, |table| json::lines(&body, table))?,
-        Format::Csv => read(schema, purpose, |table| csv::rows(&body, table))?,
+        Format::Json => read(schema, purpose, &body, json::rows)?,
+        Format::Ndjson => read(schema, purpose, &body, json::lines)?,
+        Format::Csv => read(schema, purpose, &body, csv::rows)?,
     };
     match rows.count {
         0 => Err(DecodeError::whole("there are no rows")),
@@ -140,9 +144,9 @@ pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) ->
     }
 }
 
-fn read(schema: &Schema, purpose: Purpose, fill: impl FnOnce(&mut Table<'_>)) -> Result<Rows, DecodeError> {
-    let mut table = Table::new(schema, purpose);
-    fill(&mut table);
+fn read(schema: &Schema, purpose: Purpose, body: &[u8], fill: fn(&[u8], &mut Table<'_>)) -> Result<Rows, DecodeError> {
+    let mut table = Table::new(schema, purpose, body.len());
+    fill(body, &mut table);
     table.finish()
 }
 

@@ -2,12 +2,18 @@
 
 use bytes::Bytes;
 
-use super::{DecodeError, Faults, Purpose};
+use super::{DecodeError, Fault, Faults, Purpose};
 use crate::limits::POST_ROWS_MAX;
 use crate::rows::{Block, Element, Rows, Target as Labels};
-use crate::stream::schema::{Schema, Target};
+use crate::stream::schema::{Field, Schema, Target};
 
 pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<Rows, DecodeError> {
+    // A client would have to know how words are hashed, and each bucket and mark would have to be looked at: text says it better.
+    if let Some(field) = schema.fields.iter().find(|field| field.is_optional() || matches!(field, Field::Categorical { .. })) {
+        let (column, reason) =
+            (Some(field.name().to_owned()), "rows with categorical or optional columns come as JSON, NDJSON or CSV");
+        return Err(DecodeError { faults: vec![Fault { row: None, column, reason: reason.into() }], total: 1 });
+    }
     let learns = purpose == Purpose::Learn;
     let target = schema.target.as_ref().filter(|_| learns);
     let (has_id, has_time) = (learns && schema.row_id.is_some(), learns && schema.event_time.is_some());

@@ -1,20 +1,25 @@
 //! Rows in the making: the column buffers that the text formats write into, and the rules that values are held to.
 //!
 //! The buffers never hold more than the body itself brought: a row takes its place with the values that it has, and from the
-//! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing.
+//! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing. Where columns
+//! are optional such rows are good ones, and what they may take is bounded by the body's length and a fixed number.
 
 use std::collections::BTreeMap;
 
 use super::{DecodeError, Faults, Purpose};
-use crate::limits::{FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, POST_ROWS_MAX};
+use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, MISSING_BYTES_MAX, POST_ROWS_MAX};
+use crate::network::Column;
 use crate::rows::{Block, Element, Rows, Target as Labels};
+use crate::stream::category::{Hash, MISSING};
 use crate::stream::schema::{Classes, Field, Schema, Target};
 
 /// Where a column's values go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slot {
-    /// The numeric column of this number.
+    /// The numeric column that is the field of this number.
     Numeric(usize),
+    /// The categorical column that is the field of this number.
+    Category(usize),
     /// The tensor.
     Tensor,
     /// The label.
@@ -27,14 +32,25 @@ pub(super) enum Slot {
     Unread,
 }
 
+/// Where a field's numbers are in a row, and what else its values need.
+struct Place {
+    /// Bytes before its first number.
+    at: usize,
+    optional: bool,
+    /// Of a categorical column.
+    hash: Option<Hash>,
+}
+
 /// Rows in the making.
 pub(super) struct Table<'a> {
     pub(super) schema: &'a Schema,
-    /// The schema's, looked up once: each number that is read asks for them.
-    is_numeric: bool,
+    /// The schema's, looked up once: each number that is read asks for them. Places are there for columns only.
+    places: Vec<Place>,
     element: Element,
     width: usize,
     row_bytes: usize,
+    /// The most that the features of columns may take.
+    bytes_max: usize,
     purpose: Purpose,
     faults: Faults,
     features: Vec<u8>,
@@ -69,11 +85,16 @@ struct ClassNames<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(schema: &'a Schema, purpose: Purpose) -> Table<'a> {
+    /// For a body of so many bytes.
+    pub(super) fn new(schema: &'a Schema, purpose: Purpose, body_bytes: usize) -> Table<'a> {
         let learns = purpose == Purpose::Learn;
         let beside = |slot: Slot| if learns { slot } else { Slot::Unread };
         let fields = schema.fields.iter().enumerate().map(|(number, field)| {
-            let slot = if matches!(field, Field::Tensor { .. }) { Slot::Tensor } else { Slot::Numeric(number) };
+            let slot = match field {
+                Field::Tensor { .. } => Slot::Tensor,
+                Field::Categorical { .. } => Slot::Category(number),
+                _ => Slot::Numeric(number),
+            };
             (field.name(), slot)
         });
         let target = schema.target.as_ref().map(|target| (target.name(), beside(Slot::Target)));
@@ -82,10 +103,11 @@ impl<'a> Table<'a> {
         let columns: Vec<_> = fields.chain(target).chain(id).chain(time).collect();
         Table {
             schema,
-            is_numeric: schema.is_numeric(),
+            places: places(schema),
             element: schema.element(),
             width: schema.width(),
             row_bytes: schema.row_bytes(),
+            bytes_max: body_bytes.saturating_mul(2).saturating_add(MISSING_BYTES_MAX),
             purpose,
             faults: Faults::default(),
             features: Vec::new(),
@@ -125,7 +147,7 @@ impl<'a> Table<'a> {
 
     fn name(&self, slot: Slot) -> Option<&'a str> {
         let place = match slot {
-            Slot::Numeric(column) => Some(column),
+            Slot::Numeric(column) | Slot::Category(column) => Some(column),
             slot => self.columns.iter().position(|(_, other)| *other == slot),
         };
         place.map(|place| self.columns[place].0)
@@ -168,14 +190,21 @@ impl<'a> Table<'a> {
         if self.rows >= POST_ROWS_MAX {
             self.fault_whole(format!("more than {POST_ROWS_MAX} rows"));
         }
-        self.is_ended = self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
+        let is_vast = !self.places.is_empty() && self.features.len() + self.row_bytes > self.bytes_max;
+        if is_vast {
+            self.fault_whole(format!(
+                "with what is missing, the rows take more than {} bytes: post fewer at once",
+                self.bytes_max
+            ));
+        }
+        self.is_ended = is_vast || self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
         if self.is_ended {
             return false;
         }
         self.seen.fill(false);
         self.likely = 0;
         self.row_start = self.features.len();
-        if self.is_numeric {
+        if !self.places.is_empty() {
             self.features.resize(self.row_start + self.row_bytes, 0);
         }
         true
@@ -204,12 +233,12 @@ impl<'a> Table<'a> {
         self.end();
     }
 
-    /// Ends a row: what is missing is a fault.
+    /// Ends a row: what is missing, and may not be, is a fault.
     pub(super) fn end(&mut self) {
         self.leave();
         for place in 0..self.columns.len() {
             let (name, slot) = self.columns[place];
-            if !self.seen[place] && slot != Slot::Unread {
+            if !self.seen[place] && slot != Slot::Unread && !self.put_missing(slot) {
                 self.fault(Some(name), "the column is missing");
             }
         }
@@ -231,8 +260,42 @@ impl<'a> Table<'a> {
         if !narrow.is_finite() {
             return self.fault_at(Slot::Numeric(column), format!("{value} is not a finite 32-bit number"));
         }
-        let at = self.row_start + column * 4;
-        self.features[at..at + 4].copy_from_slice(&narrow.to_le_bytes());
+        self.write(self.places[column].at, narrow);
+    }
+
+    /// A word for a categorical column; an empty one is a missing one.
+    pub(super) fn put_category(&mut self, column: usize, word: &str) {
+        let slot = Slot::Category(column);
+        if word.len() > CATEGORY_BYTES_MAX {
+            return self.fault_at(slot, format!("a text of {} bytes, {CATEGORY_BYTES_MAX} are the most", word.len()));
+        }
+        if word.is_empty() {
+            if !self.put_missing(slot) {
+                self.fault_at(slot, "an empty text, and the field is not optional");
+            }
+            return;
+        }
+        let place = &self.places[column];
+        let bucket = place.hash.map_or(MISSING, |hash| hash.bucket(word));
+        self.write(place.at, bucket as f32);
+    }
+
+    /// Says in the row that the value of `slot` is missing; false where it may not be.
+    pub(super) fn put_missing(&mut self, slot: Slot) -> bool {
+        let (Slot::Numeric(column) | Slot::Category(column)) = slot else { return false };
+        let Place { at, optional, ref hash } = self.places[column];
+        match hash {
+            _ if !optional => return false,
+            Some(_) => self.write(at, MISSING as f32),
+            None => self.write(at + size_of::<f32>(), 1.0),
+        }
+        true
+    }
+
+    /// Writes a number of the present row, `at` bytes from its start.
+    fn write(&mut self, at: usize, value: f32) {
+        let at = self.row_start + at;
+        self.features[at..at + size_of::<f32>()].copy_from_slice(&value.to_le_bytes());
     }
 
     /// The next number of the present row's tensor; numbers beyond its size are counted and not kept.
@@ -360,6 +423,19 @@ impl<'a> Table<'a> {
             times_ms: self.schema.event_time.as_ref().filter(|_| learns).map(|_| self.times_ms),
         })
     }
+}
+
+/// Where each column has its numbers; empty for a tensor.
+fn places(schema: &Schema) -> Vec<Place> {
+    let Some(columns) = schema.network_columns() else { return Vec::new() };
+    let place = |(field, (at, _)): (&Field, (usize, Column))| {
+        let hash = match field {
+            Field::Categorical { name, buckets, .. } => Some(Hash::new(name, *buckets)),
+            _ => None,
+        };
+        Place { at: at * size_of::<f32>(), optional: field.is_optional(), hash }
+    };
+    schema.fields.iter().zip(Column::places(&columns)).map(place).collect()
 }
 
 /// The beginning of a client's text, for a message.

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{FAULTS_COUNTED_MAX, POST_ROWS_MAX};
+use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, POST_ROWS_MAX};
 use crate::rows::{Element, Target};
+use crate::stream::category::Hash;
 
 fn schema(text: &str) -> Schema {
     let schema: Schema = serde_json::from_str(text).unwrap();
@@ -23,6 +24,14 @@ fn pixels() -> Schema {
     schema(
         r#"{"fields":[{"name":"p","type":"tensor","shape":[2,2],"element":"u8"}],
             "target":{"name":"v","type":"regression"}}"#,
+    )
+}
+
+fn flights() -> Schema {
+    schema(
+        r#"{"fields":[{"name":"carrier","type":"categorical"},{"name":"delay","type":"numeric","optional":true},
+            {"name":"miles","type":"numeric"},{"name":"gate","type":"categorical","buckets":5,"optional":true}],
+            "target":{"name":"late","type":"classes","classes":2}}"#,
     )
 }
 
@@ -76,6 +85,64 @@ fn tensors_are_flat_or_nested_as_their_shape_says() {
     }
 }
 
+/// The numbers of rows that are made of floats.
+fn numbers(rows: &Rows) -> Vec<f32> {
+    rows.blocks[0].bytes.as_chunks::<4>().0.iter().map(|&word| f32::from_le_bytes(word)).collect()
+}
+
+#[test]
+fn words_become_buckets_and_what_is_missing_is_marked_in_every_format() {
+    let schema = flights();
+    let bucket = |name: &str, buckets, word: &str| Hash::new(name, buckets).bucket(word) as f32;
+    let (aa, seven, gate) = (bucket("carrier", 256, "AA"), bucket("carrier", 256, "7"), bucket("gate", 5, "true"));
+    let expected = [aa, 0.0, 1.0, 300.0, 0.0, seven, -4.5, 0.0, 0.0, gate, aa, 0.0, 0.0, 1.0, 0.0];
+    let json = r#"{"rows":[{"carrier":"AA","delay":null,"miles":300,"late":0},
+        {"carrier":7,"delay":-4.5,"miles":0,"gate":true,"late":1},{"carrier":"AA","delay":0,"miles":1,"gate":null,"late":0}]}"#;
+    let rows = learn(&schema, Format::Json, json).unwrap();
+    assert_eq!((rows.blocks[0].width, numbers(&rows)), (5, expected.to_vec()));
+    let lines = r#"{"miles":300,"carrier":"AA","late":0,"gate":""}
+        {"carrier":"7","delay":-4.5,"miles":0,"gate":"true","late":1}
+        {"carrier":"AA","delay":0,"miles":1,"late":0}"#;
+    assert_eq!(learn(&schema, Format::Ndjson, lines).unwrap(), rows);
+    let csv = "late,gate,miles,delay,carrier\n0,,300,,AA\n1,true,0,-4.5,7\n0, ,1,0,AA\n";
+    assert_eq!(learn(&schema, Format::Csv, csv).unwrap(), rows);
+    // A query, and a file that lacks columns altogether.
+    let query = decode(&schema, Format::Csv, "miles,carrier\n300,AA\n".into(), Purpose::Predict).unwrap();
+    assert_eq!(numbers(&query), expected[..5]);
+}
+
+#[test]
+fn what_may_not_be_missing_is_told_by_row_and_column() {
+    let row = |members: &str| format!(r#"{{"rows":[{{"carrier":"AA","miles":1,"late":0}},{{{members},"late":0}}]}}"#);
+    let long = "x".repeat(CATEGORY_BYTES_MAX + 1);
+    for (format, body, column, reason) in [
+        (Format::Json, row(r#""carrier":"AA","miles":null"#), "miles", "null, expected a number"),
+        (Format::Json, row(r#""carrier":"AA","delay":"","miles":1"#), "delay", "expected a number"),
+        (Format::Json, row(r#""carrier":"AA""#), "miles", "missing"),
+        (Format::Json, row(r#""miles":1"#), "carrier", "missing"),
+        (Format::Json, row(r#""miles":1,"carrier":null"#), "carrier", "null, expected a text"),
+        (Format::Json, row(r#""carrier":"","miles":1"#), "carrier", "not optional"),
+        (Format::Json, row(r#""miles":1,"carrier":1.5"#), "carrier", "the number 1.5, expected a text"),
+        (Format::Json, row(r#""miles":1,"carrier":["AA"]"#), "carrier", "a list, expected a text"),
+        (Format::Json, row(r#""miles":1,"carrier":{}"#), "carrier", "an object, expected a text"),
+        (Format::Json, row(&format!(r#""miles":1,"carrier":"{long}""#)), "carrier", "a text of 257 bytes"),
+        (Format::Json, row(r#""miles":1,"carrier":"AA","delay":1e300"#), "delay", "not a finite"),
+        (Format::Csv, "carrier,miles,late\nAA,1,0\nAA,,0\n".into(), "miles", "`` is not a number"),
+        (Format::Csv, "carrier,miles,late\nAA,1,0\n,1,0\n".into(), "carrier", "not optional"),
+        (Format::Csv, "carrier,miles,late,delay\nAA,1,0,\nAA,1,0,none\n".into(), "delay", "`none` is not a number"),
+        (Format::Csv, format!("carrier,miles,late\nAA,1,0\n{long},1,0\n"), "carrier", "a text of 257 bytes"),
+    ] {
+        let fault = first_fault(learn(&flights(), format, body.clone()));
+        assert_eq!((fault.row, fault.column.as_deref()), (Some(1), Some(column)), "{body}: {fault:?}");
+        assert!(fault.reason.contains(reason), "{body}: {fault:?}");
+    }
+    let bytes = b"carrier,miles,late\n\xff,1,0\n".to_vec();
+    assert!(first_fault(learn(&flights(), Format::Csv, bytes)).reason.contains("UTF-8"));
+    let fault = first_fault(learn(&flights(), Format::Raw, vec![0; 24]));
+    assert_eq!((fault.row, fault.column.as_deref()), (None, Some("carrier")));
+    assert!(fault.reason.contains("JSON, NDJSON or CSV"), "{fault:?}");
+}
+
 #[test]
 fn queries_need_features_only() {
     let rows =
@@ -120,6 +187,26 @@ fn a_small_body_of_faults_stays_small() {
     assert_eq!(first_fault(learn(&vast, Format::Csv, "t_0\n1\n")).column.as_deref(), Some("t"));
     let lines = format!("p_0,p_1,p_2,p_3,v\n{}", "1\n".repeat(50));
     assert_eq!(learn(&pixels(), Format::Csv, lines).unwrap_err().total, 50);
+}
+
+#[test]
+fn a_small_body_of_rows_without_columns_stays_small() {
+    let field = |number: usize| format!(r#"{{"name":"c{number}","type":"numeric","optional":true}}"#);
+    let vast = schema(&format!(r#"{{"fields":[{}]}}"#, (0..4096).map(field).collect::<Vec<_>>().join(",")));
+    let of_rows = |count: usize| format!(r#"{{"rows":[{}{{}}]}}"#, "{},".repeat(count - 1));
+    // 32 KiB each.
+    assert_eq!(learn(&vast, Format::Json, of_rows(500)).unwrap().count, 500);
+    let lines = "{}\n".repeat(POST_ROWS_MAX);
+    let csv = format!("c7\n{}", "1\n".repeat(100_000));
+    for (format, body) in [(Format::Json, of_rows(100_000)), (Format::Ndjson, lines), (Format::Csv, csv)] {
+        let error = learn(&vast, format, body).unwrap_err();
+        assert_eq!(error.total, 1, "{error}");
+        assert!(error.faults[0].reason.contains("post fewer"), "{error}");
+    }
+    // Cells that are empty cost a byte each.
+    let header: Vec<String> = (0..4096).map(|number| format!("c{number}")).collect();
+    let body = format!("{}\n{}", header.join(","), format!("{}\n", ",".repeat(4095)).repeat(500));
+    assert_eq!(learn(&vast, Format::Csv, body).unwrap().count, 500);
 }
 
 #[test]
@@ -173,7 +260,7 @@ proptest! {
     #[test]
     fn no_bytes_make_a_decoder_panic(body in prop::collection::vec(any::<u8>(), 0..300), at in 0usize..4, learns in any::<bool>()) {
         let purpose = if learns { Purpose::Learn } else { Purpose::Predict };
-        for schema in [points(), pixels()] {
+        for schema in [points(), pixels(), flights()] {
             drop(decode(&schema, Format::ALL[at], body.clone().into(), purpose));
         }
     }
@@ -189,6 +276,24 @@ proptest! {
             drop(learn(&points(), format, body.clone()));
             body.truncate(cut.index(body.len()));
             drop(learn(&points(), format, body));
+        }
+    }
+
+    #[test]
+    fn no_altered_post_of_columns_makes_a_number_that_is_not_finite(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let json = r#"{"rows":[{"carrier":"AA","delay":null,"miles":300,"late":0},{"carrier":7,"miles":1,"gate":true,"late":1}]}"#;
+        let csv = "late,gate,miles,delay,carrier\n0,,300,,AA\n1,true,0,-4.5,7\n";
+        for (format, text) in [(Format::Json, json), (Format::Ndjson, &json[9..58]), (Format::Csv, csv)] {
+            let mut body = text.as_bytes().to_vec();
+            let place = at.index(body.len());
+            body[place] = byte;
+            if let Ok(rows) = learn(&flights(), format, body) {
+                for row in numbers(&rows).chunks(5) {
+                    prop_assert!(row.iter().all(|value| value.is_finite()), "{row:?}");
+                    prop_assert!((1.0..=256.0).contains(&row[0]) && (0.0..=5.0).contains(&row[4]), "{row:?}");
+                    prop_assert!(row[2] == 0.0 || (row[1], row[2]) == (0.0, 1.0), "{row:?}");
+                }
+            }
         }
     }
 
