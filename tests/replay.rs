@@ -10,10 +10,12 @@ use support::{Client, IN_ORDER, Process, points, points_model, points_schema};
 const BATCHES: usize = 40;
 const BATCH_ROWS: usize = 25;
 
-async fn create(client: &Client) {
+async fn create(client: &Client, learner: &serde_json::Value) {
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
     let mut model = points_model("points");
     model["optimiser"] = json!({ "type": "adamw" });
+    model["learner"] = learner.clone();
+    model["compensation"] = json!({ "type": "iter_fisher" });
     client.put("/v1/models/m", &model).await.expect(201);
 }
 
@@ -42,11 +44,11 @@ async fn hash_of(process: Process, folder: &std::path::Path) -> (String, serde_j
     (hash, view["online"].clone())
 }
 
-async fn run(interval_rows: &str, kill: bool) -> (String, serde_json::Value) {
+async fn run(interval_rows: &str, kill: bool, learner: &serde_json::Value) -> (String, serde_json::Value) {
     let folder = tempfile::tempdir().unwrap();
     let settings = [("checkpoint.interval_rows", interval_rows), IN_ORDER];
     let mut process = Process::start(folder.path(), &settings);
-    create(&process.client).await;
+    create(&process.client, learner).await;
     let minimum = process.client.get("/v1/models/m/memory-budget").await.expect(200)["minimum_bytes"].clone();
     post(&process.client, 0..15).await;
     set_budget(&process.client, minimum).await;
@@ -55,26 +57,43 @@ async fn run(interval_rows: &str, kill: bool) -> (String, serde_json::Value) {
         process.kill();
         process = Process::start(folder.path(), &settings);
     }
-    post(&process.client, 25..32).await;
+    post(&process.client, 25..28).await;
     set_budget(&process.client, serde_json::Value::Null).await;
-    post(&process.client, 32..BATCHES).await;
+    // Three workers, whose gradients are compensated.
+    let whole = json!({ "stages": [{ "layers": { "start": 0, "end": 4 } }], "workers": 3 });
+    process.client.put("/v1/models/m/plan", &whole).await.expect(200);
+    post(&process.client, 28..BATCHES).await;
     hash_of(process, folder.path()).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_hash_at_two_checkpoint_intervals_after_a_kill() {
-    let whole = run("1000000", false).await;
+    let vanilla = json!({ "type": "vanilla" });
+    let whole = run("1000000", false, &vanilla).await;
     // Every 130 rows: the kill comes some rows after a checkpoint, between the two budget changes.
-    assert_eq!(run("130", true).await, whole);
+    assert_eq!(run("130", true, &vanilla).await, whole);
     // Only the first checkpoint, before any row: everything is replayed, decisions too.
-    assert_eq!(run("1000000", true).await, whole);
+    assert_eq!(run("1000000", true, &vanilla).await, whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_learners_keep_comes_back_after_a_kill() {
+    for learner in [
+        json!({ "type": "er", "buffer_rows": 300, "replay_rows": 5 }),
+        json!({ "type": "mir", "buffer_rows": 300, "replay_rows": 5, "candidate_rows": 12 }),
+        json!({ "type": "lwf", "every_rows": 110 }),
+        json!({ "type": "mas", "every_rows": 110, "sample_rows": 20 }),
+    ] {
+        let whole = run("1000000", false, &learner).await;
+        assert_eq!(run("130", true, &learner).await, whole, "{learner}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledged_batch_survives_kill_9_and_counts_once_when_it_is_sent_again() {
     let folder = tempfile::tempdir().unwrap();
     let process = Process::start(folder.path(), &[]);
-    create(&process.client).await;
+    create(&process.client, &json!({ "type": "vanilla" })).await;
     let key = [("content-type", "application/json"), ("idempotency-key", "batch-1")];
     let send = async |client: &Client| {
         client.send(reqwest::Method::POST, "/v1/streams/points/batches", &key, points(0, 10).to_string()).await
