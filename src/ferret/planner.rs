@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
 use super::frontier::Frontier;
-use super::plan::{Plan, PlannedBytes, Publication, Reckoned, StagePlan, may_begin_segment};
+use super::plan::{Plan, PlannedBytes, Publication, Reads, Reckoned, StagePlan, may_begin_segment};
 use super::pool::Pool;
 use super::profile::{Profile, Trial};
 use super::rate::{Objective, Rate};
@@ -172,6 +172,13 @@ impl Planner {
     pub fn plan(&self, start: u64, stages: Vec<StagePlan>, workers: u64, publication: Publication) -> Plan {
         let threads = self.threads_of(workers, stages.len());
         let mut plan = Plan { threads, publication, ..Plan::bare(start, stages, workers, self.step_rows) };
+        plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
+        plan
+    }
+
+    /// The same plan with forwards that read by another rule.
+    pub fn reading(&self, plan: Plan, reads: Reads) -> Plan {
+        let mut plan = Plan { reads, ..plan };
         plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
         plan
     }
