@@ -88,17 +88,21 @@ fn tasks_start_when_they_are_reckoned_to_by_hand() {
 #[test]
 fn one_unit_runs_updates_first_and_learns_the_newest() {
     let clock = by_hand(1, 5.0, 6);
-    // A step takes 18; the others arrive at 5, 10, 15, 20 and 25, and two fit into the pipeline.
-    let admitted: Vec<u64> = clock.trace.iter().filter(|(_, task)| *task == Task::Admit).map(|(at, _)| *at).collect();
+    // A step takes 18, and nothing is let in before it is learned. At 18 the newest is the one of 15, at 36 the one of 25.
+    let forward = |ordinal, stage| Task::Forward { ordinal, stage };
+    let backward = |ordinal, stage| Task::Backward { ordinal, stage };
+    let update = |ordinal, stage| Task::Update { ordinal, stage };
+    let step = |at: u64, ordinal: u64| {
+        let passes = [(0, Task::Admit), (1, forward(ordinal, 0)), (3, forward(ordinal, 1)), (6, backward(ordinal, 1))];
+        let ends = [(11, update(ordinal, 1)), (13, backward(ordinal, 0)), (17, update(ordinal, 0))];
+        passes.into_iter().chain(ends).map(move |(after, task)| (at + after, task))
+    };
     assert_eq!(
-        admitted[..2],
-        [0, 11],
-        "the forwards of the first step, then its backward at 6, and a unit is free for none before"
+        clock.trace,
+        [(0, 0), (18, 1), (36, 2)].into_iter().flat_map(|(at, ordinal)| step(at, ordinal)).collect::<Vec<_>>()
     );
-    let order: Vec<Task> = clock.trace.iter().map(|(_, task)| *task).collect();
-    let at = |task: Task| order.iter().position(|other| *other == task).unwrap();
-    assert!(at(Task::Update { ordinal: 0, stage: 1 }) < at(Task::Backward { ordinal: 0, stage: 0 }));
-    assert!(clock.learned().steps < 6);
+    let learned = clock.learned();
+    assert_eq!((learned.steps, learned.latency), (3, 18 + (36 - 15) + (54 - 25)));
 }
 
 #[test]
