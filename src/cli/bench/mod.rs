@@ -30,7 +30,7 @@ enum Command {
     /// The planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
     Planner(planner::Arguments),
     /// Ferret's comparison on a virtual clock: online accuracy and memory of skip policies and pipelines on streams that do not wait
-    Online(online::Arguments),
+    Online(Box<online::Arguments>),
     /// A live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
     Sweep(sweep::Arguments),
 }

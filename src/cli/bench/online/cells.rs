@@ -1,7 +1,7 @@
 //! One cell of the table: a system on a stream at a ratio, from a seed. Cells are kept in a file, a line of JSON each, and none is run
 //! that is there.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -218,7 +218,7 @@ impl Store {
 }
 
 /// Streams by name, each read once.
-pub(super) type Streams = HashMap<String, Stream>;
+pub(super) type Streams = BTreeMap<String, Stream>;
 
 #[cfg(test)]
 #[path = "tests.rs"]

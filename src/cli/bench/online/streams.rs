@@ -173,7 +173,7 @@ mod tests {
         let (values, _) = stream.rows.blocks[0].bytes.as_chunks::<8>();
         for (value, class) in values.iter().zip(classes) {
             let first = f32::from_le_bytes([value[0], value[1], value[2], value[3]]);
-            assert_eq!(*class, u32::from(first as u32 % 2 == 0), "`no` comes before `yes`");
+            assert_eq!(*class, u32::from((first as u32).is_multiple_of(2)), "`no` comes before `yes`");
         }
         assert!(read_table(b"a,label\nx,1\n").is_err());
     }

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::super::times::Times;
 use super::*;
+use crate::disk::{Disk, FileSystem};
 use crate::ferret::executor::Executor;
 use crate::ferret::plan::{Publication, Reads, StagePlan};
 use crate::ferret::schedule::Task;
@@ -181,7 +182,7 @@ fn cells_that_are_there_are_not_run_again() {
     let mut text = std::fs::read_to_string(&path).unwrap();
     text += &json!({ "key": { "stream": "old" }, "figures": Figures::default() }).to_string();
     text += "\n{\"key\":{\"stream\":";
-    std::fs::write(&path, text).unwrap();
+    FileSystem.write_atomic(&path, &mut |out| out.write_all(text.as_bytes())).unwrap();
     let store = Store::open(Some(&path)).unwrap();
     assert_eq!(store.find(&cell.key), Some(&cell.figures));
     assert!(store.find(&Key { stream: "old".into(), ..Key::default() }).is_some());

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cli::Failure;
+use crate::disk::{Disk, FileSystem};
 use crate::ferret::plan::Plan;
 use crate::ferret::pool::Pool;
 use crate::ferret::profile::Profile;
@@ -87,7 +88,8 @@ pub(super) fn measure(folder: &Path, name: &str, network: &Arc<Network>, step_ro
     let planner = Recipe::new(network.clone(), step_rows, 1).planner();
     let profile = planner.measure(&Pool::new(1, 0)?, u64::MAX)?;
     std::fs::create_dir_all(folder)?;
-    std::fs::write(&path, serde_json::to_string_pretty(&profile)? + "\n")?;
+    let text = serde_json::to_string_pretty(&profile)? + "\n";
+    FileSystem.write_atomic(&std::path::absolute(&path)?, &mut |out| out.write_all(text.as_bytes()))?;
     println!("{}: {:.3} ms a step", path.display(), profile.step() as f64 / 1e6);
     Ok(())
 }
