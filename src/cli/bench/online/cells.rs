@@ -29,7 +29,7 @@ use crate::rows::{Rows, Target};
 /// Rows that are tested on at once.
 const TEST_ROWS: usize = 250;
 
-/// What a cell is a function of, beside the profiles and the kernels. Further axes come with a default, so that old lines stay valid.
+/// What a cell is a function of, beside the kernels. Further axes come with a default, so that old lines stay valid.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Key {
@@ -47,9 +47,12 @@ pub(super) struct Key {
     pub(super) select: usize,
     pub(super) learning_rate: f64,
     pub(super) seed: u64,
-    /// Rows of the stream, and rows to test on.
+    /// Rows of the stream, of so many that there are, and rows to test on.
     pub(super) rows: usize,
+    pub(super) rows_there: usize,
     pub(super) test_rows: usize,
+    /// What one sequential step takes by the profile: cells by another profile are other cells.
+    pub(super) step_nanoseconds: u64,
 }
 
 /// What a cell came to.

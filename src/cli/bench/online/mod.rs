@@ -81,7 +81,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     select: u32,
     /// Of plain SGD, the same for all systems
-    #[arg(long, default_value_t = 0.02)]
+    #[arg(long, default_value_t = 0.05)]
     learning_rate: f64,
     /// Cells at a time, a thread each; no figure depends on it
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.measure {
         return measure(arguments, &streams);
     }
-    let (keys, store) = (keys(arguments, &streams), Store::open(arguments.cells.as_ref())?);
+    let (keys, store) = (keys(arguments, &streams)?, Store::open(arguments.cells.as_ref())?);
     let cells = run_all(&keys, &streams, &store, arguments)?;
     if let Some(path) = &arguments.csv {
         report::write_csv(path, &cells)?;
@@ -156,7 +156,7 @@ fn measure(arguments: &Arguments, streams: &Streams) -> Result<(), Failure> {
 }
 
 /// All cells that are asked for, in the order of the table.
-fn keys(arguments: &Arguments, streams: &Streams) -> Vec<Key> {
+fn keys(arguments: &Arguments, streams: &Streams) -> Result<Vec<Key>, Failure> {
     let or = |given: &[f64], otherwise: &[f64]| if given.is_empty() { otherwise.to_vec() } else { given.to_vec() };
     let ratios = or(&arguments.ratios, if arguments.quick { &[0.5, 0.125] } else { &[0.5, 0.25, 0.125] });
     let seeds = match arguments.seeds.as_slice() {
@@ -170,27 +170,31 @@ fn keys(arguments: &Arguments, streams: &Streams) -> Vec<Key> {
     let test_limit = if arguments.quick { QUICK_TEST_ROWS } else { usize::MAX };
     let mut keys = Vec::new();
     for name in names(arguments) {
-        let stream = &streams[&name];
+        let (stream, batch) = (&streams[&name], arguments.batch as usize);
+        let network = network_of(arguments, stream);
+        let profile = times::read(&arguments.profiles, &network, &cells::network(&network, stream)?, batch)?;
         for &ratio in &ratios {
             for &system in &systems {
                 keys.extend(seeds.iter().map(|&seed| Key {
                     stream: name.clone(),
-                    network: network_of(arguments, stream),
+                    network: network.clone(),
                     system: system.to_string(),
                     ratio,
                     units: arguments.units as usize,
-                    batch: arguments.batch as usize,
+                    batch,
                     window: arguments.window as usize,
                     select: arguments.select as usize,
                     learning_rate: arguments.learning_rate,
                     seed,
                     rows: stream.rows.count.min(limit),
+                    rows_there: stream.rows.count,
                     test_rows: stream.test.count.min(test_limit),
+                    step_nanoseconds: profile.step(),
                 }));
             }
         }
     }
-    keys
+    Ok(keys)
 }
 
 /// Runs the cells that are not there yet, some at a time.
