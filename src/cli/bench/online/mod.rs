@@ -172,7 +172,8 @@ fn keys(arguments: &Arguments, streams: &Streams) -> Result<Vec<Key>, Failure> {
     for name in names(arguments) {
         let (stream, batch) = (&streams[&name], arguments.batch as usize);
         let network = network_of(arguments, stream);
-        let profile = times::read(&arguments.profiles, &network, &cells::network(&network, stream)?, batch)?;
+        let built = cells::network(&network, stream)?;
+        let profile = times::read(&arguments.profiles, &network, &built, batch)?;
         for &ratio in &ratios {
             for &system in &systems {
                 keys.extend(seeds.iter().map(|&seed| Key {
