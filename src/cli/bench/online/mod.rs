@@ -23,7 +23,8 @@ use parking_lot::Mutex;
 use self::cells::{Cell, Figures, Key, Store, Streams};
 use self::streams::Stream;
 use self::systems::System;
-use crate::cli::Failure;
+use crate::cli::{Failure, complain};
+use crate::fold::BelowMinimum;
 
 /// Rows of a stream, and test rows, with `--quick`.
 const QUICK_ROWS: usize = 3000;
@@ -198,7 +199,7 @@ fn keys(arguments: &Arguments, streams: &Streams) -> Result<Vec<Key>, Failure> {
     Ok(keys)
 }
 
-/// Runs the cells that are not there yet, some at a time.
+/// Runs the cells that are not there yet, some at a time. Budgets that are too small for a network are left out.
 fn run_all(keys: &[Key], streams: &Streams, store: &Store, arguments: &Arguments) -> Result<Vec<Cell>, Failure> {
     let next = AtomicUsize::new(0);
     let figures: Mutex<Vec<Option<Figures>>> = Mutex::new(keys.iter().map(|key| store.find(key).cloned()).collect());
@@ -207,7 +208,14 @@ fn run_all(keys: &[Key], streams: &Streams, store: &Store, arguments: &Arguments
             if store.find(key).is_some() {
                 continue;
             }
-            let of_cell = cells::run(key, &streams[&key.stream], &arguments.profiles)?;
+            let of_cell = match cells::run(key, &streams[&key.stream], &arguments.profiles) {
+                // A budget for smaller networks than this one; the table goes on without it.
+                Err(error) if error.is::<BelowMinimum>() => {
+                    complain(&format!("{} on {}: {error}", key.system, key.stream));
+                    continue;
+                }
+                of_cell => of_cell?,
+            };
             store.keep(&Cell { key: key.clone(), figures: of_cell.clone() })?;
             figures.lock()[number] = Some(of_cell);
         }
