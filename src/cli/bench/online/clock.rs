@@ -1,8 +1,8 @@
 //! The virtual clock: a pipeline whose tasks are run for real, in the order in which a discrete-event simulation releases them.
 //!
-//! A task is taken at its virtual start, with all that it reads, and brought back at its virtual end, so who reads what is as it would
-//! be on a machine whose tasks take the profile's times. No time is ever taken from a clock, and ties are broken by what the tasks are:
-//! the same input gives the same bits everywhere that the kernels do.
+//! A task is taken at its virtual start, with all that it reads, and brought back at its virtual end, so who reads what is as it
+//! would be on a machine whose tasks take the profile's times. No time is ever taken from a clock, and ties are broken by what the
+//! tasks are: the same input gives the same bits everywhere that the kernels do.
 //!
 //! At one instant what ends comes first, then what arrives, then what starts: updates before backwards before forwards (1F1B), older
 //! steps first, and admission last.

@@ -1,9 +1,9 @@
 //! `mustela bench online`: what systems learn of a stream that does not wait for them, on a virtual clock.
 //!
-//! Ferret's comparison (section 6 of the paper): each system follows each stream at several ratios of the interval between two steps to the time
-//! that one sequential step takes. Each row that arrives is predicted by the newest weights of that moment, and then learned, or
-//! dropped. Gradients are real, times come from committed profiles, and nothing depends on the machine's speed: the same seed gives the same
-//! bits, on one thread or on several. Predictions and the choice of rows take no virtual time.
+//! Ferret's comparison (section 6 of the paper): each system follows each stream at several ratios of the interval between two steps
+//! to the time that one sequential step takes. Each row that arrives is predicted by the newest weights of that moment, and then
+//! learned, or dropped. Gradients are real, times come from committed profiles, and nothing depends on the machine's speed: the same
+//! seed gives the same bits, on one thread or on several. Predictions and the choice of rows take no virtual time.
 
 mod cells;
 mod clock;
