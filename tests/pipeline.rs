@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mustela::ferret::compensation::Compensation;
 use mustela::ferret::executor::Executor;
-use mustela::ferret::plan::{Plan, Publication, StagePlan};
+use mustela::ferret::plan::{Plan, Publication, Reads, StagePlan};
 use mustela::ferret::pool::Pool;
 use mustela::ferret::trainer::{Recipe, Trainer};
 use mustela::ferret::work::Rule;
@@ -119,6 +119,7 @@ struct Wish {
     workers: u64,
     continuous: bool,
     omits: bool,
+    reads: Reads,
 }
 
 fn wish() -> impl Strategy<Value = Wish> {
@@ -132,8 +133,9 @@ fn wish() -> impl Strategy<Value = Wish> {
             1..=4u64,
             any::<bool>(),
             prop::bool::weighted(0.2),
+            prop_oneof![3 => Just(Reads::Ferret), 1 => Just(Reads::Dapple), 1 => Just(Reads::TwoBuffered)],
         )
-            .prop_map(|(cuts, recompute, segments, accumulation, workers, continuous, omits)| Wish {
+            .prop_map(|(cuts, recompute, segments, accumulation, workers, continuous, omits, reads)| Wish {
                 cuts,
                 recompute,
                 segments,
@@ -141,6 +143,7 @@ fn wish() -> impl Strategy<Value = Wish> {
                 workers,
                 continuous,
                 omits,
+                reads,
             })
     })
 }
@@ -185,14 +188,20 @@ impl Wish {
             stages.push(stage);
             first = end;
         }
-        if self.omits {
+        let grouped = self.reads != Reads::Ferret;
+        if grouped {
+            // Groups of one size: as many steps as this, or as there are stages.
+            let group = if self.accumulation[0] == 1 { stages.len() as u64 } else { self.accumulation[0] };
+            stages.iter_mut().for_each(|stage| stage.accumulation = group);
+        } else if self.omits {
             let count = stages.len();
             for (number, stage) in stages.iter_mut().enumerate() {
                 (stage.stride, stage.accumulation) = (if number + 1 == count { 1 } else { 1 + (count - number) as u64 % 3 }, 1);
             }
         }
         let publication = if self.continuous { Publication::Continuous } else { Publication::AtDrain };
-        recipe.planner().plan(start, stages, self.workers, publication)
+        let (planner, workers) = (recipe.planner(), if grouped { 1 } else { self.workers });
+        planner.reading(planner.plan(start, stages, workers, publication), self.reads)
     }
 }
 

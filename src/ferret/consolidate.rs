@@ -15,6 +15,11 @@ impl Pipeline {
         self.memory.as_ref().map_or((0, 0), |memory| (memory.rows, memory.consolidations))
     }
 
+    /// Whether the newest weights must be consolidated before the next step; never while one is admitted.
+    pub fn is_due(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.is_due())
+    }
+
     /// Consolidates the newest weights. Nothing is in flight.
     pub fn consolidate(&mut self) -> std::result::Result<(), FoldError> {
         let ledger = self.context.ledger.clone();
@@ -24,7 +29,7 @@ impl Pipeline {
                 if let Some(memory) = &mut self.memory {
                     memory.teacher = None;
                 }
-                let teacher = Teacher::of(self.newest().into_iter(), &ledger)?;
+                let teacher = Teacher::of(self.newest_weights().into_iter(), &ledger)?;
                 if let Some(memory) = &mut self.memory {
                     memory.teacher = Some(teacher);
                 }
@@ -39,7 +44,7 @@ impl Pipeline {
     }
 
     /// The newest weights by layer, and the statistics of a standardising layer.
-    fn newest(&self) -> Vec<&[Tensor]> {
+    fn newest_weights(&self) -> Vec<&[Tensor]> {
         let layers = self.stages.iter().flat_map(|stage| &stage.layers);
         let mut weights: Vec<&[Tensor]> = layers.map(|layer| layer.weights().tensors()).collect();
         if let Some(statistics) = &self.statistics {
@@ -55,7 +60,7 @@ impl Pipeline {
         let found = importance::none_yet(network)?;
         let consolidations = self.remembered().1;
         if let Some(buffer) = self.memory.as_ref().and_then(|memory| memory.buffer.as_ref()) {
-            let (weights, count) = (self.newest(), buffer.len());
+            let (weights, count) = (self.newest_weights(), buffer.len());
             for place in 0..count {
                 let row = input::features(&buffer.rows(&[place])?, &network.input_shape)?;
                 importance::add(network, &weights, row, 1.0 / count as f64, &found)?;

@@ -192,6 +192,20 @@ impl Pipeline {
         &self.context.plan
     }
 
+    /// What is trained.
+    pub fn network(&self) -> &Arc<Network> {
+        &self.context.network
+    }
+
+    /// The newest version of a stage, and of the statistics if it has them; none while an update has it.
+    pub fn newest(&self, stage: usize) -> Option<Vec<Arc<LayerWeights>>> {
+        let mut newest = self.stages[stage].newest();
+        if let (0, Some(statistics), Some(first)) = (stage, &self.statistics, newest.first_mut()) {
+            first.clone_from(statistics);
+        }
+        (!newest.is_empty()).then_some(newest)
+    }
+
     /// Steps that were admitted; the next one's ordinal.
     pub fn ordinal(&self) -> u64 {
         self.schedule.admitted()
@@ -303,7 +317,7 @@ impl Pipeline {
         let (plan, learning_rate) = (self.context.plan.clone(), self.learning_rate);
         let state = &mut self.stages[stage];
         let steps = state.accumulated.as_ref().map_or(0, |accumulated| accumulated.steps);
-        let applies = steps + 1 == plan.stages[stage].accumulation;
+        let applies = plan.updates_with(ordinal, stage, steps + 1);
         let read = plan.read(ordinal, stage);
         let trail = if self.context.rule.compensation.compensates() { state.trail(read) } else { Trail::default() };
         let mut superseded = Part::WeightVersions;

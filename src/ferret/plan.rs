@@ -86,11 +86,20 @@ impl PlannedBytes {
 }
 
 /// Which version of a stage a step's forward reads. Other pipelines are other functions of the same plan and ordinal.
+///
+/// The two that go by groups have one worker and no omission, and a group is the steps that share an update, the same number at
+/// every stage. They are there to be compared with (`mustela bench online`); the planner chooses among Ferret's plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reads {
-    /// Ferret's a − N(P − j), for step a, stage j of P, and N workers.
+    /// Ferret's a − N(P − j), for step a, stage j of P, and N workers. With one worker and an update for each step this is also what
+    /// PipeDream's stashed weights come to (Narayanan et al., 2019).
     Ferret,
+    /// DAPPLE's (Fan et al., 2021): what all groups before the step's own have made. The next group is let in when the pipeline is
+    /// empty.
+    Dapple,
+    /// PipeDream-2BW's (Narayanan et al., 2021): the same, one group late, so that no step waits for the group before its own.
+    TwoBuffered,
 }
 
 /// One stage: a run of layers, and what is given up there to save memory.
@@ -180,11 +189,38 @@ impl Plan {
     pub fn read(&self, ordinal: u64, stage: usize) -> u64 {
         match self.reads {
             Reads::Ferret => (ordinal + 1).saturating_sub(self.lag(stage)).max(self.start),
+            Reads::Dapple => self.group_start(ordinal),
+            Reads::TwoBuffered => self.group_start(ordinal).saturating_sub(self.group()).max(self.start),
         }
     }
 
-    /// How many steps may be between the start of their forward and the end of their update at `stage`: N(P − j). A forward misses
-    /// the updates of all of them but itself, so its staleness is one less.
+    /// Steps of a group, for a plan that goes by groups.
+    fn group(&self) -> u64 {
+        self.stages.first().map_or(1, |stage| stage.accumulation)
+    }
+
+    /// The first step of the group that `ordinal` is in.
+    fn group_start(&self, ordinal: u64) -> u64 {
+        ordinal - (ordinal - self.start) % self.group()
+    }
+
+    /// Whether the next step may be let in, where so many were and so many of them have ended.
+    pub fn admits(&self, admitted: u64, ended: u64) -> bool {
+        let flushed = self.reads != Reads::Dapple || admitted == ended || self.group_start(admitted) < admitted;
+        flushed && admitted - ended < self.in_flight()
+    }
+
+    /// Whether `stage` is updated with the step `ordinal`, which is the `learned`th of its open sum. A group ends with its last step,
+    /// even where one of its steps was refused.
+    pub fn updates_with(&self, ordinal: u64, stage: usize, learned: u64) -> bool {
+        match self.reads {
+            Reads::Ferret => learned == self.stages[stage].accumulation,
+            Reads::Dapple | Reads::TwoBuffered => self.group_start(ordinal + 1) == ordinal + 1,
+        }
+    }
+
+    /// How many steps may be between the start of their forward and the end of their update at `stage`: N(P − j). By Ferret's rule a
+    /// forward misses the updates of all of them but itself, so its staleness is one less; by the others this is 1F1B's limit alone.
     pub fn lag(&self, stage: usize) -> u64 {
         self.workers * (self.stages.len() - stage) as u64
     }
@@ -202,7 +238,11 @@ impl Plan {
     /// Versions of `stage` at once, the newest among them.
     pub fn versions(&self, stage: usize) -> u64 {
         let steps_of_update = self.learns_every(stage).saturating_mul(self.stages[stage].accumulation);
-        1 + (self.lag(stage) - 1).div_ceil(steps_of_update)
+        match self.reads {
+            Reads::Ferret => 1 + (self.lag(stage) - 1).div_ceil(steps_of_update),
+            Reads::Dapple => 1,
+            Reads::TwoBuffered => 2,
+        }
     }
 
     /// The plan in a few words: `0-3* 4-7 a2 s2 / 2w drain` is two stages, the first one recomputed, the second one with two steps for
@@ -223,7 +263,12 @@ impl Plan {
         };
         let stages: Vec<String> = self.stages.iter().map(stage).collect();
         let drained = if self.publication == Publication::AtDrain { " drain" } else { "" };
-        format!("{} / {}w{drained}", stages.join(" "), self.workers)
+        let reads = match self.reads {
+            Reads::Ferret => "",
+            Reads::Dapple => " flushed",
+            Reads::TwoBuffered => " two-buffered",
+        };
+        format!("{} / {}w{drained}{reads}", stages.join(" "), self.workers)
     }
 
     /// Whether the stages are a partition of the network's layers, and every number is in its range; the text says what is not.
@@ -256,8 +301,17 @@ impl Plan {
         }
         match self.stages.last() {
             Some(last) if last.stride != 1 => Err("the last stage learns every step: its stride must be 1".into()),
-            _ => Ok(()),
+            _ => self.check_groups(),
         }
+    }
+
+    /// Whether a plan that goes by groups has one worker, no omission, and groups of one size.
+    fn check_groups(&self) -> Result<(), String> {
+        let fits = |stage: &StagePlan| stage.stride == 1 && stage.accumulation == self.group();
+        if self.reads != Reads::Ferret && (self.workers != 1 || !self.stages.iter().all(fits)) {
+            return Err("a plan that goes by groups has one worker, omits nothing, and shares updates alike in all stages".into());
+        }
+        Ok(())
     }
 }
 
@@ -309,6 +363,13 @@ pub(super) mod tests {
         Plan { publication: Publication::AtDrain, ..Plan::bare(start, stages, workers, 1) }
     }
 
+    /// The same for a plan that goes by groups of so many steps.
+    pub(crate) fn grouped(start: u64, stages: usize, group: u64, reads: Reads) -> Plan {
+        let mut plan = Plan { reads, ..plan(start, stages, 1) };
+        plan.stages.iter_mut().for_each(|stage| stage.accumulation = group);
+        plan
+    }
+
     #[test]
     fn one_stage_and_one_worker_read_the_step_before() {
         let plan = plan(5, 1, 1);
@@ -338,6 +399,22 @@ pub(super) mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_flushed_pipeline_misses_nothing_and_a_two_buffered_one_the_group_before() {
+        let (flushed, late) = (grouped(7, 3, 4, Reads::Dapple), grouped(7, 3, 4, Reads::TwoBuffered));
+        for ordinal in 7..60 {
+            let group = (ordinal - 7) / 4;
+            for stage in 0..3 {
+                assert_eq!(flushed.read(ordinal, stage), 7 + 4 * group);
+                assert_eq!(late.read(ordinal, stage), 7 + 4 * group.saturating_sub(1), "its delay is one group in every stage");
+            }
+            assert_eq!(flushed.updates_with(ordinal, 1, 1), ordinal % 4 == 2);
+        }
+        assert_eq!((flushed.versions(0), late.versions(0), late.versions(2)), (1, 2, 2));
+        assert!(flushed.admits(10, 8) && !flushed.admits(11, 10) && flushed.admits(11, 11), "groups begin at 7, 11, 15");
+        assert!(late.admits(11, 10) && !late.admits(11, 8), "three stages hold three steps");
     }
 
     #[test]

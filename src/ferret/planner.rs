@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::footprint::{Footprint, TENSOR_HEADER_BYTES, Walked};
 use super::frontier::Frontier;
-use super::plan::{Plan, PlannedBytes, Publication, Reckoned, StagePlan, may_begin_segment};
+use super::plan::{Plan, PlannedBytes, Publication, Reads, Reckoned, StagePlan, may_begin_segment};
 use super::pool::Pool;
 use super::profile::{Profile, Trial};
 use super::rate::{Objective, Rate};
@@ -191,6 +191,13 @@ impl Planner {
         let (buffer_rows, teaching_bytes) = (self.rule.learner.buffer_rows(), self.teaching_bytes());
         let threads = self.threads_of(workers, stages.len());
         Plan { threads, buffer_rows, teaching_bytes, ..Plan::bare(0, stages, workers, self.step_rows) }
+    }
+
+    /// The same plan with forwards that read by another rule.
+    pub fn reading(&self, plan: Plan, reads: Reads) -> Plan {
+        let mut plan = Plan { reads, ..plan };
+        plan.bytes = self.bytes(&plan, &self.footprint.walk(&plan.stages));
+        plan
     }
 
     /// Threads that a plan of so many workers and stages can use.

@@ -4,8 +4,10 @@
 //! turn. What a task reads follows from the plan and the step's ordinal ([`Plan::read`]), so tasks may run in any order that this
 //! machine allows, on any number of threads, and every weight comes out the same. Its rules:
 //!
-//! 1. Steps are admitted in order, one at a time, and at most N·P are in flight.
-//! 2. A forward waits for the stage below and for exactly the version that it reads, never for a newer one.
+//! 1. Steps are admitted in order, one at a time, and at most N·P are in flight; a plan may ask for more ([`Plan::admits`]).
+//! 2. A forward waits for the stage below and for exactly the version that it reads, never for a newer one. It also waits until no
+//!    more than lag(j) steps are between their forward and their update at its stage, itself among them; by Ferret's rule the version
+//!    says that already.
 //! 3. A backward waits for its forward and for the stage above. It also waits until the step N before it has been updated at its
 //!    stage: that changes no value, and bounds what the gradients of steps that ran ahead would hold.
 //! 4. The updates of a stage happen in the order of ordinals. A step that the stage does not learn (omitted, or refused) is passed
@@ -135,7 +137,7 @@ impl Schedule {
     /// All tasks that may start now: updates first, because they free versions and bytes, then those of older steps before those
     /// of younger ones, and admission last. `offered` says that there is a step to admit.
     pub fn ready(&self, offered: bool) -> impl Iterator<Item = Task> + '_ {
-        let room = !self.at.admitting && self.at.admitted - self.at.ended < self.plan.in_flight();
+        let room = !self.at.admitting && self.plan.admits(self.at.admitted, self.at.ended);
         let admit = (offered && room).then_some(Task::Admit);
         self.updates().chain(self.passes()).chain(admit)
     }
@@ -153,7 +155,9 @@ impl Schedule {
         self.at.flights.iter().zip(self.at.ended..).filter(|(flight, _)| !flight.running).filter_map(move |(flight, ordinal)| {
             if flight.forwarded < stages {
                 let stage = flight.forwarded;
-                return (self.at.done[stage] >= self.plan.read(ordinal, stage)).then_some(Task::Forward { ordinal, stage });
+                let done = self.at.done[stage];
+                let may = done >= self.plan.read(ordinal, stage) && done + self.plan.lag(stage) > ordinal;
+                return may.then_some(Task::Forward { ordinal, stage });
             }
             let stage = flight.backward.checked_sub(1)?;
             let in_turn = self.at.done[stage] + self.plan.workers > ordinal;
@@ -252,7 +256,8 @@ impl Schedule {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use super::super::plan::tests::plan;
+    use super::super::plan::Reads;
+    use super::super::plan::tests::{grouped, plan};
     use super::*;
 
     /// A schedule with the tasks that run, so that a test can hold each moment to the invariants.
@@ -355,6 +360,17 @@ mod tests {
             }
             let last = omitting.stages.len() - 1;
             states += explore(omitting, 6, 2, Some(Task::Forward { ordinal: 5, stage: last }));
+        }
+        for reads in [Reads::Dapple, Reads::TwoBuffered] {
+            for (stages, group, steps, threads) in
+                [(1, 3, 5, 3), (2, 2, 6, 3), (2, 3, 7, 2), (3, 3, 6, 2), (3, 2, 5, 3), (3, 5, 6, 2)]
+            {
+                let loss = Task::Forward { ordinal: 4, stage: stages - 1 };
+                let gradient = Task::Backward { ordinal: 4, stage: stages / 2 };
+                for refused in [None, Some(loss), Some(gradient)] {
+                    states += explore(grouped(3, stages, group, reads), steps, threads, refused);
+                }
+            }
         }
         assert!(states > 10_000, "{states} states");
     }

@@ -2,6 +2,7 @@
 
 mod autograd;
 mod engine;
+mod online;
 mod pipeline;
 mod planner;
 mod predict;
@@ -28,6 +29,8 @@ enum Command {
     Engine(engine::Arguments),
     /// The planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
     Planner(planner::Arguments),
+    /// Ferret's comparison on a virtual clock: online accuracy and memory of skip policies and pipelines on streams that do not wait
+    Online(Box<online::Arguments>),
     /// A live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
     Sweep(sweep::Arguments),
 }
@@ -37,6 +40,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Planner(arguments) => planner::run(&arguments),
+        Command::Online(arguments) => online::run(&arguments),
         Command::Sweep(arguments) => sweep::run(&arguments),
     }
 }
