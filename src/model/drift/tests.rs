@@ -14,6 +14,9 @@ fn uniform(seed: u64) -> impl FnMut() -> f64 {
     move || f64::from(drawn.next_u32()) / f64::from(u32::MAX)
 }
 
+/// Makes another distribution of a uniform draw.
+type Shape = fn(f64) -> f64;
+
 /// Where the window is cut.
 fn cuts(values: impl Iterator<Item = f64>) -> Vec<usize> {
     let mut window = Adwin::new(DELTA);
@@ -50,7 +53,7 @@ fn it_agrees_with_river() {
 
 #[test]
 fn what_is_steady_gives_no_more_false_alarms_than_delta_allows() {
-    let kinds: [(&str, fn(f64) -> f64); 4] = [
+    let kinds: [(&str, Shape); 4] = [
         ("uniform", |drawn| drawn),
         ("a rare coin", |drawn| f64::from(drawn < 0.02)),
         ("exponential", |drawn| -(1.0 - drawn * 0.999_999).ln()),
