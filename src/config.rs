@@ -43,6 +43,8 @@ pub struct Config {
     pub http: Http,
     /// Defaults of models.
     pub model: Model,
+    /// When a stream counts as changed.
+    pub drift: Drift,
     /// When checkpoints are written.
     pub checkpoint: Checkpoint,
     /// How plans are chosen.
@@ -136,6 +138,14 @@ pub struct Model {
     pub memory_bytes_max: u64,
     /// Window of the sliding scores.
     pub sliding_window_rows: usize,
+}
+
+/// When a stream counts as changed; read by `model`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drift {
+    /// ADWIN's delta.
+    pub delta_millionths: u64,
 }
 
 /// When checkpoints are written: by rows or by time, whichever comes first; read by `model`.
@@ -248,8 +258,8 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 27] {
-        let Self { memory, log, http, model, checkpoint, planner, compute, predict, .. } = self;
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 28] {
+        let Self { memory, log, http, model, drift, checkpoint, planner, compute, predict, .. } = self;
         [
             ("memory.reserve_bytes", memory.reserve_bytes, 0..=1024 * GIB),
             ("log.cache_bytes", log.cache_bytes, 1 << 20..=1024 * GIB),
@@ -268,6 +278,7 @@ impl Config {
             ("model.lag_rows_max", model.lag_rows_max, 1..=1 << 40),
             ("model.memory_bytes_max", model.memory_bytes_max, 1 << 20..=u64::MAX >> 1),
             ("model.sliding_window_rows", model.sliding_window_rows as u64, 1..=1 << 16),
+            ("drift.delta_millionths", drift.delta_millionths, 1..=500_000),
             ("checkpoint.interval_rows", checkpoint.interval_rows, 1..=1 << 40),
             ("checkpoint.interval_seconds", checkpoint.interval_seconds, 1..=86_400),
             ("planner.half_life_ms", planner.half_life_ms, 1..=86_400_000),

@@ -227,6 +227,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
         memory_bytes_max: config.model.memory_bytes_max,
         room,
         sliding_rows: config.model.sliding_window_rows as u64,
+        drift_delta: config.drift.delta_millionths as f64 / 1e6,
         checkpoint_rows: config.checkpoint.interval_rows,
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
         retain_bytes: config.log.retain_bytes,

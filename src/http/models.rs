@@ -278,6 +278,11 @@ fn view(live: &Live) -> Value {
         "steps": status.tally.steps,
         "online": scores(status.tally.whole, classified),
         "sliding": scores(status.tally.sliding.score(), classified),
+        "drift": {
+            "detected": status.tally.drift.detected(),
+            "last_sequence": status.tally.drift.last_sequence(),
+            "mean_loss": status.tally.drift.mean_loss(),
+        },
         "memory": memory(live),
         "checkpoint": status.checkpoint,
     })

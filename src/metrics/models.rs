@@ -30,6 +30,10 @@ pub struct ModelFigures {
     pub whole: ScoreFigures,
     /// Scores of the last rows.
     pub sliding: ScoreFigures,
+    /// Rises of the loss that were noticed.
+    pub drifts: u64,
+    /// The row at which the newest was; none before the first.
+    pub drift_sequence: Option<u64>,
     /// The learning rate, where it has one.
     pub learning_rate: Option<f64>,
     /// When the newest checkpoint became durable, in seconds since 1970; none before the first.
@@ -113,6 +117,9 @@ fn counters(models: &[ModelFigures]) -> Vec<MetricFamily> {
             Some(m.rows.waiting as f64)
         }),
         plain(COUNTER, "mustela_model_steps_total", "Training steps applied.", models, |m| Some(m.steps as f64)),
+        plain(COUNTER, "mustela_model_drifts_total", "Times that the loss of new rows was found to have risen.", models, |m| {
+            Some(m.drifts as f64)
+        }),
         plain(GAUGE, "mustela_model_lag_rows", "Sequence numbers of the stream that are not decided.", models, |m| {
             Some(m.lag_rows as f64)
         }),
@@ -148,6 +155,13 @@ fn versions_and_scores(models: &[ModelFigures]) -> Vec<MetricFamily> {
         labelled(GAUGE, "mustela_model_online_loss", "Mean loss of rows before they were learned.", "window", models, |m| {
             windows(m).into_iter().filter_map(|(window, score)| Some((window, score.loss?))).collect()
         }),
+        plain(
+            GAUGE,
+            "mustela_model_drift_sequence",
+            "The row at which the loss was last found to have risen; absent before.",
+            models,
+            |m| m.drift_sequence.map(|sequence| sequence as f64),
+        ),
         plain(GAUGE, "mustela_model_learning_rate", "The learning rate.", models, |m| m.learning_rate),
         plain(
             GAUGE,

@@ -21,6 +21,8 @@ fn figures(model: &str) -> ModelFigures {
         steps: 15,
         whole: ScoreFigures { accuracy_ratio: Some(0.75), loss: Some(0.5) },
         sliding: ScoreFigures { accuracy_ratio: Some(0.8), loss: Some(0.4) },
+        drifts: 2,
+        drift_sequence: Some(640),
         learning_rate: Some(0.05),
         checkpoint_timestamp_seconds: Some(1.75e9),
         ledger_bytes: vec![(Part::Weights, 4096), (Part::Gradients, 1024)],
@@ -68,12 +70,12 @@ fn names_keep_the_conventions() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
         assert!(!seen.contains(&name), "{name} twice");
         let unit = name.trim_end_matches("_total").rsplit('_').next().unwrap();
-        let known = ["seconds", "bytes", "rows", "ratio", "entries", "requests", "records", "refused", "steps"];
+        let known = ["seconds", "bytes", "rows", "ratio", "entries", "requests", "records", "refused", "steps", "drifts"];
         let unitless = ["info", "waiting", "sequence", "epoch", "loss", "rate", "status"];
         assert!(known.contains(&unit) || unitless.contains(&unit), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 37);
+    assert_eq!(seen.len(), 39);
 }
 
 #[test]
@@ -90,6 +92,7 @@ fn rows_balance_in_one_rendering() {
     assert_eq!(all["mustela_model_rows_total{model=\"a\",outcome=\"learned_in_part\"}"], 60.0);
     assert_eq!(all["mustela_ledger_bytes{model=\"a\",part=\"weights\"}"], 4096.0);
     assert_eq!(all["mustela_model_online_loss{model=\"b\",window=\"sliding\"}"], 0.4);
+    assert_eq!(all["mustela_model_drifts_total{model=\"a\"}"], 2.0);
     assert_eq!(all["mustela_model_status{model=\"b\",status=\"running\"}"], 1.0);
 }
 
@@ -97,9 +100,15 @@ fn rows_balance_in_one_rendering() {
 fn what_a_model_lacks_is_absent_and_not_zero() {
     let bare = ModelFigures { model: "bare".to_owned(), status: "starting", ..Default::default() };
     let text = Metrics::new().unwrap().render(&[bare]).unwrap();
-    for name in
-        ["online_accuracy_ratio", "online_loss", "learning_rate", "checkpoint_timestamp", "memory_budget", "memory_allotted"]
-    {
+    for name in [
+        "online_accuracy_ratio",
+        "online_loss",
+        "drift_sequence",
+        "learning_rate",
+        "checkpoint_timestamp",
+        "memory_budget",
+        "memory_allotted",
+    ] {
         assert!(!text.contains(name), "{name}");
     }
     assert!(Metrics::new().unwrap().render(&[]).unwrap().contains("mustela_build_info{version="));

@@ -20,7 +20,7 @@ use super::kind::Given;
 use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::registry::{Models, Record, RegistryError, Running};
-use super::status::{CheckpointFigures, Status, Tally};
+use super::status::{CheckpointFigures, Status};
 use crate::fold::{Fold, FoldError, Predictions, Sequence, Snapshot, Version};
 use crate::ledger::Ledger;
 use crate::rows::Rows;
@@ -171,7 +171,7 @@ impl Models {
     ) -> Result<(Arc<Live>, Driver), ModelError> {
         let Begin { id, name, record, stream, mut fold, loaded, followed, decisions, known } = begin;
         let (head, figures) = loaded.unzip();
-        let tally = head.as_ref().map_or_else(|| Tally::new(self.ground.settings.sliding_rows), |head| head.tally.clone());
+        let tally = head.as_ref().map_or_else(|| self.ground.settings.tally(), |head| head.tally.clone());
         let version = head.as_ref().map_or(Version { epoch: 0, sequence: record.origin }, |head| head.version);
         let mut status = Status::new(version, record.origin, tally);
         if let Some(planned) = &followed {
@@ -244,7 +244,7 @@ impl Models {
     ) -> Result<(), RegistryError> {
         let (commands, asked) = unbounded();
         let version = Version { epoch: 0, sequence: record.origin };
-        let mut status = Status::new(version, record.origin, Tally::new(self.ground.settings.sliding_rows));
+        let mut status = Status::new(version, record.origin, self.ground.settings.tally());
         status.failure = Some(failure.clone());
         let (predict_rows, predict_seconds) = self.series(&name);
         let live = Arc::new(Live {

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::checkpoint::{self, CheckpointError, Head};
 use super::decision::{Decision, Planned, What, same_plan};
+use super::drift::Shift;
 use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::queue::Queue;
 use super::spec::Window;
@@ -390,15 +391,17 @@ impl Driver {
             return;
         }
         let now = Instant::now();
-        {
+        let rises: Vec<Option<Shift>> = {
             let mut status = self.live.status.lock();
             self.note_unseen(&mut status, now);
-            for outcome in &outcomes {
-                status.settle(outcome, now);
-            }
-        }
-        for outcome in &outcomes {
+            outcomes.iter().map(|outcome| status.settle(outcome, now)).collect()
+        };
+        for (outcome, rise) in outcomes.iter().zip(rises) {
             self.tell_of_refusal(outcome);
+            if let Some(Shift { before, after }) = rise {
+                let (model, sequence) = (&self.live.name, outcome.last);
+                tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
+            }
         }
         self.moved();
     }

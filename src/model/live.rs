@@ -200,6 +200,8 @@ impl Live {
             steps: status.tally.steps,
             whole: scores(status.tally.whole),
             sliding: scores(status.tally.sliding.score()),
+            drifts: status.tally.drift.detected(),
+            drift_sequence: status.tally.drift.last_sequence(),
             learning_rate: status.learning_rate,
             checkpoint_timestamp_seconds: status.checkpoint.as_ref().map(|checkpoint| checkpoint.unix_seconds as f64),
             ledger_bytes: Part::ALL.into_iter().map(|part| (part, self.ledger.used(part))).collect(),

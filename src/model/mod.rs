@@ -2,13 +2,14 @@
 //!
 //! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the
 //! thread that feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the
-//! model as the doors see it with its [`status`], [`predict`] answers queries, [`registry`] holds them all, and [`budget`] has them
-//! [`share`] what the process may hold.
+//! model as the doors see it with its [`status`] and [`drift`]s, [`predict`] answers queries, [`registry`] holds them all, and
+//! [`budget`] has them [`share`] what the process may hold.
 
 mod begin;
 pub mod budget;
 pub mod checkpoint;
 pub mod decision;
+pub mod drift;
 mod driver;
 pub mod kind;
 pub mod live;
@@ -38,6 +39,7 @@ use crate::stream::{Stream, StreamError};
 
 use checkpoint::CheckpointError;
 use decision::{Decision, DecisionError};
+use status::Tally;
 
 /// What stops a driver.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +79,21 @@ pub struct Settings {
     pub room: Room,
     /// Rows of the sliding scores.
     pub sliding_rows: u64,
+    /// How surely the loss must have risen to count as a drift: see [`drift::Adwin::new`].
+    pub drift_delta: f64,
     /// Rows after which a checkpoint is written.
     pub checkpoint_rows: u64,
     /// Time after which a checkpoint is written.
     pub checkpoint_interval: Duration,
     /// Bytes of each stream that the log keeps beyond what its models need.
     pub retain_bytes: u64,
+}
+
+impl Settings {
+    /// The scores and counters of a new model.
+    fn tally(&self) -> Tally {
+        Tally::new(self.sliding_rows, self.drift_delta)
+    }
 }
 
 /// What all drivers stand on.

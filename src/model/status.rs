@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::decision::Planned;
+use super::drift::{Drift, Shift};
 use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
 use crate::ledger::Part;
 
@@ -80,12 +81,16 @@ pub struct Tally {
     pub whole: Score,
     /// Scores of the newest rows.
     pub sliding: Sliding,
+    /// Rises of the loss.
+    #[serde(default)]
+    pub drift: Drift,
 }
 
 impl Tally {
-    /// Nothing yet.
-    pub fn new(sliding_rows: u64) -> Tally {
-        Tally { counters: Counters::default(), steps: 0, whole: Score::default(), sliding: Sliding::new(sliding_rows) }
+    /// Nothing yet; `delta` as in [`Drift::new`].
+    pub fn new(sliding_rows: u64, delta: f64) -> Tally {
+        let (sliding, drift) = (Sliding::new(sliding_rows), Drift::new(delta));
+        Tally { counters: Counters::default(), steps: 0, whole: Score::default(), sliding, drift }
     }
 }
 
@@ -183,8 +188,8 @@ impl Status {
         self.plan = planned.plan.clone();
     }
 
-    /// Notes the end of a step.
-    pub fn settle(&mut self, outcome: &Outcome, now: Instant) {
+    /// Notes the end of a step; a rise of the loss, where one is noticed by it.
+    pub fn settle(&mut self, outcome: &Outcome, now: Instant) -> Option<Shift> {
         let first = outcome.last + 1 - outcome.rows;
         assert_eq!(first, self.version.sequence + 1, "steps end in the order of the log");
         self.version.sequence = outcome.last;
@@ -204,9 +209,11 @@ impl Status {
                 Some(reason.clone())
             }
         };
+        let mut rise = None;
         if outcome.score.rows > 0 {
             tally.whole.add(outcome.score);
             tally.sliding.push(outcome.score);
+            rise = tally.drift.push(outcome.score.loss / outcome.score.rows as f64, outcome.last);
         }
         if self.recent.len() == RECENT_OUTCOMES {
             self.recent.pop_front();
@@ -214,6 +221,7 @@ impl Status {
         let quarantined = if matches!(outcome.verdict, Verdict::Quarantined(_)) { outcome.rows } else { 0 };
         self.recent.push_back(Recent { first, last: outcome.last, quarantined, score: outcome.score });
         self.rate.add(outcome.rows, now);
+        rise
     }
 
     /// Notes that the rows up to `through` are skipped. The rate does not count them: they took no time.
@@ -304,7 +312,7 @@ mod tests {
 
     #[test]
     fn scores_slide_and_counters_add_up() {
-        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
         let now = Instant::now();
         for step in 0..5u64 {
             status.settle(&outcome(step, (step + 1) * 2, 2, step % 2), now);
@@ -319,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_refused_step_is_counted_and_not_scored() {
-        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
         let verdict = Verdict::Quarantined("not finite".into());
         let refused = Outcome { ordinal: 0, last: 3, rows: 3, verdict, score: Score::default() };
         status.settle(&refused, Instant::now());
@@ -330,7 +338,7 @@ mod tests {
 
     #[test]
     fn skipped_rows_are_counted_and_told_to_whoever_posted_them() {
-        let mut status = Status::new(Version::default(), 0, Tally::new(4));
+        let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
         status.settle(&outcome(0, 2, 2, 1), Instant::now());
         status.skip(10);
         status.settle(&outcome(1, 12, 2, 1), Instant::now());
