@@ -50,7 +50,7 @@ fn rows<'a>(planner: &Planner, prospects: &'a Prospects) -> Vec<Row<'a>> {
         let greedy = planner.greedy(&prospects.profile, point.bytes).map(|point| rate(&point));
         Row { point, outline: plan.outline(), in_flight: plan.in_flight(), rate: rate(point), greedy }
     };
-    prospects.frontier.points().iter().map(row).collect()
+    prospects.frontier.points().into_iter().map(row).collect()
 }
 
 /// The mean and the worst of the search's ratios, where it found a plan.

@@ -1,5 +1,5 @@
-//! The frontier of a network: every plan that no other one beats in both bytes and adaptation rate, found once, so that a change of
-//! the budget is a look-up.
+//! The frontier of a network: every plan that no other one beats in bytes and in what makes its adaptation rate, the period of steps and
+//! the value of one. It is found once, so that a change of the budget, or of how fast rows come, is a look-up.
 //!
 //! The partitions are the paper's (section 4.3): for each bound on a stage's time that some run of layers has, layers are grouped
 //! from the left as long as they stay within it. To each of them come
@@ -69,13 +69,33 @@ impl Point {
     }
 }
 
-/// All of them, fewest bytes first; each brings more than those before.
+/// Every plan that no other one beats in all of bytes, period and value, fewest bytes first: which of them is the best depends on how
+/// fast steps come.
 #[derive(Clone, Debug, Default)]
 pub struct Frontier(Vec<Point>);
 
 impl Frontier {
-    /// The plans, fewest bytes first.
-    pub fn points(&self) -> &[Point] {
+    /// Those that are worth their bytes where steps come faster than they are learned, fewest bytes first; each brings more than those
+    /// before.
+    pub fn points(&self) -> Vec<&Point> {
+        let mut most = 0.0;
+        let mut points: Vec<&Point> = Vec::new();
+        for point in &self.0 {
+            let rate = point.rate.per_second(None);
+            if rate > most {
+                if points.last().is_some_and(|last| last.bytes == point.bytes) {
+                    points.pop();
+                }
+                points.push(point);
+                most = rate;
+            }
+        }
+        points
+    }
+
+    /// All of them.
+    #[cfg(test)]
+    pub(super) fn all(&self) -> &[Point] {
         &self.0
     }
 
@@ -90,14 +110,19 @@ impl Frontier {
 
     /// Takes a plan in unless one that is there beats it, and lets go of those that it beats.
     pub(super) fn offer(&mut self, bytes: u64, rate: Rate, make: impl FnOnce() -> Point) {
-        let per_second = rate.per_second(None);
+        let beats = |one: Rate, other: Rate| one.period <= other.period && one.value >= other.value;
         let after = self.0.partition_point(|point| point.bytes <= bytes);
-        if after.checked_sub(1).is_some_and(|before| self.0[before].rate.per_second(None) >= per_second) {
+        if self.0[..after].iter().any(|point| beats(point.rate, rate)) {
             return;
         }
         let from = self.0.partition_point(|point| point.bytes < bytes);
-        let beaten = self.0[from..].iter().take_while(|point| point.rate.per_second(None) <= per_second).count();
-        self.0.splice(from..from + beaten, [make()]);
+        let mut number = 0;
+        self.0.retain(|point| {
+            number += 1;
+            number <= from || !beats(rate, point.rate)
+        });
+        let at = self.0.partition_point(|point| point.bytes <= bytes);
+        self.0.insert(at, make());
     }
 }
 

@@ -346,7 +346,7 @@ impl Planner {
 
     /// The frontier as doors and commands tell it, with the profile that it was reckoned from.
     pub fn describe(&self, prospects: &Prospects) -> Value {
-        let points = prospects.frontier.points().iter().map(|point| {
+        let points = prospects.frontier.points().into_iter().map(|point| {
             json!({
                 "bytes": point.bytes,
                 "rows_per_second": 1e9 / point.rate.period * self.step_rows as f64,

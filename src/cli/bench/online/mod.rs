@@ -156,8 +156,10 @@ fn measure(arguments: &Arguments, streams: &Streams) -> Result<(), Failure> {
         let of = network_of(arguments, stream);
         let network = cells::network(&of, stream)?;
         let batch = arguments.batch as usize;
-        for rows in [batch, batch * arguments.select as usize] {
-            times::measure(&arguments.profiles, &of, &network, rows)?;
+        for learner in axes::learners(&arguments.learners)? {
+            for rows in [batch, batch * arguments.select as usize] {
+                times::measure(&arguments.profiles, &of, &network, rows + learner.replay_rows())?;
+            }
         }
     }
     Ok(())
