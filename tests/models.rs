@@ -190,3 +190,21 @@ async fn one_row_beyond_all_bounds_moves_no_weight() {
     assert_eq!((&rows["learned"], &rows["quarantined"], &rows["accepted"]), (&json!(82), &json!(1), &json!(83)));
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_columns_needs_no_network_and_another_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/models/m", &json!({ "kind": "network", "stream": "points" })).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 200)).await.expect(202);
+    let view = client.settled("m").await;
+    assert_eq!((&view["rows"]["learned"], &view["learning_rate"]), (&json!(200), &json!(0.003)));
+    let pixels = json!({ "name": "pixels", "type": "tensor", "shape": [1, 8, 8], "element": "u8" });
+    let target = json!({ "name": "label", "type": "classes", "classes": 3 });
+    client.put("/v1/streams/pictures", &json!({ "fields": [pixels], "target": target })).await.expect(201);
+    let refused = client.put("/v1/models/p", &json!({ "kind": "network", "stream": "pictures" })).await;
+    assert!(refused.expect(422)["detail"].as_str().unwrap().contains("`network` is missing"));
+    running.stop().await;
+}

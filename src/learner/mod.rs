@@ -107,7 +107,7 @@ fn default_every_rows() -> u64 {
 }
 
 fn default_importance() -> f64 {
-    1.0
+    0.01
 }
 
 fn default_sample_rows() -> u64 {
@@ -115,6 +115,11 @@ fn default_sample_rows() -> u64 {
 }
 
 impl Learner {
+    /// ER with its defaults.
+    pub fn replay() -> Learner {
+        Learner::Er { buffer_rows: default_buffer_rows(), replay_rows: default_replay_rows() }
+    }
+
     /// Whether every number is in its range; the text says which is not.
     pub fn validate(&self) -> Result<(), String> {
         let count = |name: &str, value: u64, most: u64| {

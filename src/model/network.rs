@@ -21,17 +21,15 @@ use crate::stream::schema::Target;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    /// What is trained.
-    network: Architecture,
-    /// How; plain SGD by default.
-    #[serde(default)]
-    optimiser: Optimiser,
+    /// What is trained; of columns two hidden layers by default.
+    network: Option<Architecture>,
+    /// How; plain SGD by default, and AdamW where no network is given.
+    optimiser: Option<Optimiser>,
     /// For the updates that the gradients of steps in flight missed.
     #[serde(default)]
     compensation: Compensation,
-    /// What a step minimises beside the loss of its rows.
-    #[serde(default)]
-    learner: Learner,
+    /// What a step minimises beside the loss of its rows; nothing by default, and replayed rows where no network is given.
+    learner: Option<Learner>,
     /// The optimiser's own default where none is given.
     learning_rate: Option<f64>,
     /// Rows of a step, at most.
@@ -65,14 +63,17 @@ impl NetworkKind {
             Target::Classes { classes, .. } => (classes.count(), Loss::SoftmaxCrossEntropy),
             Target::Regression { .. } => (1, Loss::MeanSquaredError),
         };
-        let network = match schema.network_columns() {
-            Some(columns) => Network::for_columns(&settings.network, &columns, outputs, loss),
-            None => Network::build(&settings.network, &schema.input_shape(), outputs, loss, false),
+        let rule = settings.rule()?;
+        let network = match (settings.network, schema.network_columns()) {
+            (Some(network), Some(columns)) => Network::for_columns(&network, &columns, outputs, loss),
+            (Some(network), None) => Network::build(&network, &schema.input_shape(), outputs, loss, false),
+            (None, Some(columns)) => Network::for_columns(&default_network(), &columns, outputs, loss),
+            (None, None) => {
+                return Err(SpecError::Settings("`network` is missing: only streams of columns have one by default".into()));
+            }
         };
         let network = network.map_err(|error| SpecError::Settings(error.to_string()))?;
-        settings.optimiser.validate().map_err(SpecError::Settings)?;
-        settings.compensation.validate().and(settings.learner.validate()).map_err(SpecError::Settings)?;
-        let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&settings.optimiser));
+        let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&rule.optimiser));
         check_learning_rate(learning_rate).map_err(SpecError::Settings)?;
         let step_rows = settings.step_rows.unwrap_or(self.step_rows);
         if !(1..=limits::STEP_ROWS_MAX).contains(&step_rows) {
@@ -83,7 +84,7 @@ impl NetworkKind {
         let threads = self.pool.threads();
         Ok(Recipe {
             network,
-            rule: Rule { optimiser: settings.optimiser, compensation: settings.compensation, learner: settings.learner },
+            rule,
             layout: RowLayout { element: schema.element(), width, classes },
             learning_rate,
             seed: settings.seed,
@@ -96,11 +97,30 @@ impl NetworkKind {
     }
 }
 
+impl Settings {
+    /// How a step teaches. With a network of its own a spec begins with the plainest of everything; without, with what did best on
+    /// tables (`mustela bench online --peers`).
+    fn rule(&self) -> Result<Rule, SpecError> {
+        let (optimiser, learner) = match self.network {
+            Some(_) => (Optimiser::default(), Learner::default()),
+            None => (Optimiser::adamw(), Learner::replay()),
+        };
+        let (optimiser, learner) = (self.optimiser.unwrap_or(optimiser), self.learner.unwrap_or(learner));
+        optimiser.validate().and(self.compensation.validate()).and(learner.validate()).map_err(SpecError::Settings)?;
+        Ok(Rule { optimiser, compensation: self.compensation, learner })
+    }
+}
+
+/// What is trained where a spec does not say.
+fn default_network() -> Architecture {
+    Architecture::Mlp { hidden: vec![64, 64], standardise: None }
+}
+
 /// The learning rate where a spec gives none.
 fn default_learning_rate(optimiser: &Optimiser) -> f64 {
     match optimiser {
         Optimiser::Sgd { .. } => 0.05,
-        Optimiser::AdamW { .. } => 0.001,
+        Optimiser::AdamW { .. } => 0.003,
     }
 }
 

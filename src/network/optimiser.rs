@@ -66,6 +66,12 @@ impl Default for Optimiser {
 }
 
 impl Optimiser {
+    /// AdamW as PyTorch has it by default.
+    pub fn adamw() -> Optimiser {
+        let (beta1, beta2) = (default_beta1(), default_beta2());
+        Optimiser::AdamW { beta1, beta2, epsilon: default_epsilon(), weight_decay: default_weight_decay() }
+    }
+
     /// Whether every number is in its range; the text says which is not.
     pub fn validate(&self) -> std::result::Result<(), String> {
         let fraction = |name: &str, value: f64| {

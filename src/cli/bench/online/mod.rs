@@ -8,6 +8,7 @@
 mod axes;
 mod cells;
 mod clock;
+mod peers;
 mod policies;
 mod report;
 mod streams;
@@ -79,6 +80,12 @@ pub(super) struct Arguments {
     /// vanilla, er, mir, lwf, mas
     #[arg(long, value_delimiter = ',', default_value = "vanilla")]
     learners: Vec<String>,
+    /// Tables beside River and Vowpal Wabbit instead, row by row, with one setting for all of them
+    #[arg(long)]
+    peers: bool,
+    /// What those made of the tables
+    #[arg(long, default_value = "loadtest/peers/results.json")]
+    peer_results: PathBuf,
     /// Tasks that run at once on the virtual clock; 0: as many as a plan has pairs of a worker and a stage
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=64))]
     units: u32,
@@ -110,6 +117,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
         home.join(".cache/mustela/data")
     });
+    if arguments.peers {
+        return peers::run(&data, &arguments.peer_results, &arguments.streams, arguments.threads as usize, arguments.json);
+    }
     let mut streams = Streams::new();
     for name in names(arguments) {
         let stream = Stream::read(&name, &data)?;

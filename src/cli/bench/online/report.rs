@@ -78,7 +78,7 @@ pub(super) fn print(cells: &[Cell]) {
         let gain = if gains.is_empty() { "-".to_owned() } else { format!("{:+.2}", mean(&gains).0) };
         println!(
             "  {:<30} {online:>9.2} {deviation:>5.2} {:>9.2} {:>10.0} {:>8.3} {:>8.2} {gain:>8}  {}",
-            key.system.clone() + &axes::words(&key.compensation, &key.learner),
+            name(key),
             of(&|cell| 100.0 * cell.figures.test_accuracy).0,
             figures.bytes as f64 / 1024.0,
             of(&|cell| cell.figures.learned).0,
@@ -86,12 +86,77 @@ pub(super) fn print(cells: &[Cell]) {
             figures.plan
         );
     }
+    print_summary(cells);
 }
 
-/// All cells with their agm.
+/// A system with what it compensates and remembers.
+fn name(key: &Key) -> String {
+    key.system.clone() + &axes::words(&key.compensation, &key.learner)
+}
+
+/// What each system came to over all places: streams and ratios count alike, and so do seeds.
+fn summaries(cells: &[Cell]) -> Vec<Value> {
+    let mut names: Vec<String> = Vec::new();
+    for cell in cells {
+        if !names.contains(&name(&cell.key)) {
+            names.push(name(&cell.key));
+        }
+    }
+    let of = |system: String| {
+        let lines = lines(cells).into_iter().filter(|line| line.first().is_some_and(|cell| name(&cell.key) == system));
+        let of_line = |line: Vec<&Cell>| {
+            let online = mean(&line.iter().map(|cell| 100.0 * cell.figures.online_accuracy).collect::<Vec<_>>()).0;
+            let gains: Vec<f64> = line.iter().filter_map(|cell| gain(cell, cells)).collect();
+            (online, mean(&gains).0)
+        };
+        let (online, gains): (Vec<f64>, Vec<f64>) = lines.map(of_line).unzip();
+        json!({ "system": system, "places": online.len(), "online_accuracy": mean(&online).0, "agm": mean(&gains).0 })
+    };
+    names.into_iter().map(of).collect()
+}
+
+/// For each line of another system: how many times the memory of the smallest plan of Ferret's it takes that is at least as accurate in
+/// the same place. None where no plan of Ferret's is.
+fn memory_ratios(cells: &[Cell]) -> Vec<(String, Option<f64>)> {
+    let lines = lines(cells);
+    let place = |key: &Key| Key { system: String::new(), seed: 0, ..key.clone() };
+    let accuracy = |line: &[&Cell]| mean(&line.iter().map(|cell| cell.figures.online_accuracy).collect::<Vec<_>>()).0;
+    let is_ferret = |line: &[&Cell]| line.first().is_some_and(|cell| cell.key.system.starts_with("ferret"));
+    let bytes = |line: &[&Cell]| line.first().map_or(0, |cell| cell.figures.bytes) as f64;
+    let ratio = |line: &Vec<&Cell>| {
+        let key = &line.first()?.key;
+        let as_good = lines.iter().filter(|other| {
+            is_ferret(other)
+                && other.first().is_some_and(|cell| place(&cell.key) == place(key))
+                && accuracy(other) >= accuracy(line)
+        });
+        let least = as_good.map(|other| bytes(other)).min_by(f64::total_cmp);
+        Some((format!("{} on {} at {}", name(key), key.stream, key.ratio), least.map(|least| bytes(line) / least)))
+    };
+    lines.iter().filter(|line| !is_ferret(line)).filter_map(ratio).collect()
+}
+
+/// Prints what the table comes to.
+fn print_summary(cells: &[Cell]) {
+    println!("over all streams and ratios");
+    println!("  {:<30} {:>6} {:>9} {:>8}", "system", "places", "online %", "agm");
+    for summary in summaries(cells) {
+        let number = |field: &str| summary[field].as_f64().unwrap_or(f64::NAN);
+        let system = summary["system"].as_str().unwrap_or_default();
+        println!("  {system:<30} {:>6} {:>9.2} {:>+8.2}", summary["places"], number("online_accuracy"), number("agm"));
+    }
+    println!("memory for the same online accuracy, as times that of the smallest plan of Ferret's that has it");
+    for (place, ratio) in memory_ratios(cells) {
+        println!("  {place:<50} {:>8}", ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}")));
+    }
+}
+
+/// All cells with their agm, and what they come to.
 pub(super) fn document(cells: &[Cell]) -> Value {
     let with_gain = |cell: &Cell| json!({ "key": cell.key, "figures": cell.figures, "agm": gain(cell, cells) });
-    json!({ "cells": cells.iter().map(with_gain).collect::<Vec<_>>() })
+    let ratios: Vec<Value> =
+        memory_ratios(cells).into_iter().map(|(place, ratio)| json!({ "place": place, "memory_ratio": ratio })).collect();
+    json!({ "cells": cells.iter().map(with_gain).collect::<Vec<_>>(), "summaries": summaries(cells), "memory_ratios": ratios })
 }
 
 /// Writes all cells with their agm as CSV.
@@ -130,6 +195,21 @@ mod tests {
         assert!((gain(&cells[2], &cells).unwrap() - (20.0 - 2f64.ln())).abs() < 1e-9);
         assert_eq!(gain(&cells[2], &cells[2..]), None);
         assert_eq!(lines(&cells).iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn memory_is_compared_at_the_same_accuracy() {
+        let cells = [
+            cell("2bw", 0, 0.5, 9000),
+            cell("ferret", 0, 0.6, 3000),
+            cell("ferret-minus", 0, 0.5, 2000),
+            cell("ferret-plus", 0, 0.7, 9000),
+            cell("oracle", 0, 0.8, 2000),
+        ];
+        let ratios = memory_ratios(&cells);
+        assert_eq!(ratios.iter().map(|(_, ratio)| *ratio).collect::<Vec<_>>(), [Some(4.5), None]);
+        let summaries = summaries(&cells);
+        assert_eq!((summaries.len(), &summaries[1]["system"]), (5, &json!("ferret")));
     }
 
     #[test]
