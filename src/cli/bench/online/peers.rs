@@ -187,7 +187,7 @@ fn follow(schema: &Schema, posts: &[Rows], seed: u64) -> Result<(Run, Run), Fail
 }
 
 /// The best of some methods, by name.
-fn best<'a>(sides: &'a [Side], of: impl Fn(&str) -> bool) -> Option<&'a Side> {
+fn best(sides: &[Side], of: impl Fn(&str) -> bool) -> Option<&Side> {
     let among = sides.iter().filter(|side| of(&side.method));
     among.max_by(|a, b| a.mean(|run| run.accuracy).total_cmp(&b.mean(|run| run.accuracy)))
 }
