@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::plot::{self, Chart, Series};
+use super::plot::{self, Chart, Drawn, Series};
 use crate::ferret::frontier::Point;
 use crate::ferret::planner::{Planner, Prospects};
 use crate::ferret::pool::Pool;
@@ -102,7 +102,7 @@ fn chart(rows: &[Row<'_>]) -> Chart {
     let series = |name, rate: &dyn Fn(&Row<'_>) -> Option<f64>| Series {
         name,
         points: rows.iter().filter_map(|row| Some((mebibytes(row), rate(row)?))).collect(),
-        steps: true,
+        drawn: Drawn::Steps,
     };
     Chart {
         title: "What bytes bring: the plans worth having, and the paper's search".into(),

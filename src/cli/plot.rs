@@ -5,8 +5,8 @@ use std::path::Path;
 
 use plotters::coord::Shift;
 use plotters::prelude::{
-    BLACK, ChartBuilder, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor, Rectangle, SVGBackend,
-    SeriesLabelPosition, TRANSPARENT, WHITE,
+    BLACK, ChartBuilder, Circle, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor, Rectangle,
+    SVGBackend, SeriesLabelPosition, TRANSPARENT, WHITE,
 };
 use plotters::style::Color;
 
@@ -32,13 +32,23 @@ pub(super) struct Chart {
     pub(super) marks: Vec<f64>,
 }
 
+/// How the points of a series are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drawn {
+    /// As a line from each to the next.
+    Line,
+    /// A value holds until the next point.
+    Steps,
+    /// As points alone.
+    Dots,
+}
+
 /// One line of a chart.
 #[derive(Clone, Debug)]
 pub(super) struct Series {
     pub(super) name: &'static str,
     pub(super) points: Vec<(f64, f64)>,
-    /// Whether a value holds until the next point.
-    pub(super) steps: bool,
+    pub(super) drawn: Drawn,
 }
 
 impl Series {
@@ -47,7 +57,7 @@ impl Series {
         let mut line: Vec<(f64, f64)> = Vec::with_capacity(2 * self.points.len());
         let last = self.points.len().saturating_sub(1);
         for (number, &(x, y)) in self.points.iter().enumerate() {
-            if let (true, Some(&(_, before))) = (self.steps, line.last()) {
+            if let (Drawn::Steps, Some(&(_, before))) = (self.drawn, line.last()) {
                 // Between its corners a level needs no points.
                 if before == y && number < last {
                     continue;
@@ -118,10 +128,12 @@ fn draw(chart: &Chart, across: Range<f64>, area: &DrawingArea<SVGBackend<'_>, Sh
     for (number, (series, colour)) in chart.series.iter().zip(COLOURS.into_iter().cycle()).enumerate() {
         // The first one can be seen where another one covers it.
         let width = if several && number == 0 { 4 } else { 2 };
-        context
-            .draw_series(LineSeries::new(series.line(), colour.stroke_width(width)))?
-            .label(series.name)
-            .legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 16, y + 2)], colour.filled()));
+        let drawn = if series.drawn == Drawn::Dots {
+            context.draw_series(series.points.iter().map(|&point| Circle::new(point, 5, colour.filled())))?
+        } else {
+            context.draw_series(LineSeries::new(series.line(), colour.stroke_width(width)))?
+        };
+        drawn.label(series.name).legend(move |(x, y)| Rectangle::new([(x, y - 2), (x + 16, y + 2)], colour.filled()));
     }
     if several {
         context
@@ -147,12 +159,13 @@ mod tests {
     use super::*;
 
     fn chart(title: &str) -> Chart {
-        let series = |name, steps| Series { name, points: vec![(0.0, 1.0), (0.5, 1.0), (1.0, 3.0), (2.0, 2.0)], steps };
+        let points = || vec![(0.0, 1.0), (0.5, 1.0), (1.0, 3.0), (2.0, 2.0)];
+        let series = |name, drawn| Series { name, points: points(), drawn };
         Chart {
             title: title.into(),
             across: "time (s)".into(),
             up: "rows/s".into(),
-            series: vec![series("first", false), series("second", true)],
+            series: vec![series("first", Drawn::Line), series("second", Drawn::Steps)],
             marks: vec![0.5],
         }
     }

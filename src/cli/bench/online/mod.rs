@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use self::cells::{Cell, Figures, Key, Store, Streams};
 use self::streams::Stream;
 use self::systems::System;
-use crate::cli::{Failure, complain};
+use crate::cli::{Failure, complain, plot};
 use crate::fold::BelowMinimum;
 
 /// Rows of a stream, and test rows, with `--quick`.
@@ -44,6 +44,9 @@ pub(super) struct Arguments {
     /// All cells as CSV, beside the table
     #[arg(long)]
     csv: Option<PathBuf>,
+    /// Draws online accuracy over memory to this file, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Keeps each cell here as soon as it was run, and runs none that is here
     #[arg(long)]
     cells: Option<PathBuf>,
@@ -132,6 +135,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let cells = run_all(&keys, &streams, &store, arguments)?;
     if let Some(path) = &arguments.csv {
         report::write_csv(path, &cells)?;
+    }
+    if let Some(path) = &arguments.plot {
+        plot::write(path, &report::charts(&cells))?;
     }
     if arguments.json {
         println!("{}", report::document(&cells));

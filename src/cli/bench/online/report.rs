@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::axes;
 use super::cells::{Cell, Key};
 use crate::cli::Failure;
+use crate::cli::plot::{Chart, Drawn, Series};
 
 /// The system that gains are told against.
 const BASE: &str = "1-skip";
@@ -134,6 +135,43 @@ fn memory_ratios(cells: &[Cell]) -> Vec<(String, Option<f64>)> {
         Some((format!("{} on {} at {}", name(key), key.stream, key.ratio), least.map(|least| bytes(line) / least)))
     };
     lines.iter().filter(|line| !is_ferret(line)).filter_map(ratio).collect()
+}
+
+/// For each ratio the online accuracy of each system over its memory, in the mean over streams; memory in times of what 1-Skip takes.
+pub(super) fn charts(cells: &[Cell]) -> Vec<Chart> {
+    let mut ratios: Vec<f64> = cells.iter().map(|cell| cell.key.ratio).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.dedup();
+    let of_ratio = |ratio: f64| {
+        let point = |system: &str| -> Option<(f64, f64)> {
+            let of = cells.iter().filter(|cell| cell.key.ratio == ratio && name(&cell.key) == system);
+            let points = of.filter_map(|cell| {
+                let base = Key { system: BASE.into(), ..cell.key.clone() };
+                let base = &cells.iter().find(|other| other.key == base)?.figures;
+                Some((cell.figures.bytes as f64 / base.bytes as f64, 100.0 * cell.figures.online_accuracy))
+            });
+            let (memory, accuracy): (Vec<f64>, Vec<f64>) = points.unzip();
+            (!memory.is_empty()).then(|| (mean(&memory).0, mean(&accuracy).0))
+        };
+        let series = |name, systems: &[&str], drawn| Series {
+            name,
+            points: systems.iter().filter_map(|system| point(system)).collect(),
+            drawn,
+        };
+        Chart {
+            title: format!("a step every {ratio} of a sequential step's time"),
+            across: "memory (times 1-Skip's)".into(),
+            up: "online accuracy (%)".into(),
+            series: vec![
+                series("Ferret M-, M, M+", &["ferret-minus", "ferret", "ferret-plus"], Drawn::Line),
+                series("DAPPLE, PipeDream, 2BW", &["dapple", "pipedream", "2bw"], Drawn::Dots),
+                series("1-Skip, Random-N, Last-N, Camel", &[BASE, "random-n", "last-n", "camel"], Drawn::Dots),
+                series("Oracle", &["oracle"], Drawn::Dots),
+            ],
+            marks: Vec::new(),
+        }
+    };
+    ratios.into_iter().map(of_ratio).collect()
 }
 
 /// Prints what the table comes to.

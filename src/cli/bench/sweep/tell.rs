@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{BATCH_ROWS, CLIENTS, Look, QUERY_ROWS, Segment, Swept};
 use crate::cli::Failure;
 use crate::cli::demo::{iec, number};
-use crate::cli::plot::{self, Chart, Series};
+use crate::cli::plot::{self, Chart, Drawn, Series};
 
 /// After a change the marks of the plan before may be seen for so long, in seconds.
 const GRACE: f64 = 1.0;
@@ -202,7 +202,7 @@ fn charts(swept: &Swept) -> [Chart; 3] {
     let series = |name, steps, of: &dyn Fn(&Look) -> Option<f64>| Series {
         name,
         points: swept.looks.iter().filter_map(|look| Some((look.seconds, of(look)?))).collect(),
-        steps,
+        drawn: if steps { Drawn::Steps } else { Drawn::Line },
     };
     let rates = swept.looks.windows(RATE_LOOKS + 1).filter_map(|looks| {
         let (first, last) = (looks.first()?, looks.last()?);
@@ -229,7 +229,7 @@ fn charts(swept: &Swept) -> [Chart; 3] {
         chart(
             "Rows learned (a moment before each change clients rest)",
             "rows/s, over half a second",
-            vec![Series { name: "rows learned", points: rates.collect(), steps: false }],
+            vec![Series { name: "rows learned", points: rates.collect(), drawn: Drawn::Line }],
         ),
         chart(
             "Sliding online accuracy",
