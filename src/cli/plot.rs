@@ -104,7 +104,7 @@ fn draw(chart: &Chart, across: Range<f64>, area: &DrawingArea<SVGBackend<'_>, Sh
     }
     // Several series need their names, which stand above the lines.
     let several = chart.series.len() > 1;
-    let top = highest * if several { 1.3 } else { 1.08 };
+    let top = highest * if several { 1.0 + 0.18 * chart.series.len() as f64 } else { 1.08 };
     let mut context = ChartBuilder::on(area)
         .margin(10)
         .margin_right(20)
