@@ -128,7 +128,7 @@ fn mir_replays_what_brute_force_finds() {
     apply(&mut trainer, 1 + candidates as u64, rows(&new_features, &new_classes));
     // By hand: one plain step with the new rows, and the losses of all rows before and after it.
     let vanilla = |features: &[f32], classes: &[u32]| {
-        let mut trainer = sequential(&recipe(Learner::Vanilla, classes.len()));
+        let mut trainer = sequential(&recipe(Learner::Vanilla {}, classes.len()));
         begin(&mut trainer, &before);
         apply(&mut trainer, 1, rows(features, classes));
         NAMES.map(|name| numbers(&trainer, name))
@@ -265,7 +265,7 @@ fn replay_remembers_and_mir_is_not_er() {
         });
         (scores.sum::<u64>() as f64 / 200.0, numbers(&trainer, NAMES[0]))
     };
-    let (vanilla, _) = accuracy(Learner::Vanilla);
+    let (vanilla, _) = accuracy(Learner::Vanilla {});
     let (er, er_weights) = accuracy(Learner::Er { buffer_rows: 200, replay_rows: 4 });
     let (mir, mir_weights) = accuracy(Learner::Mir { buffer_rows: 200, replay_rows: 4, candidate_rows: 16 });
     assert!(er > vanilla + 0.05 && mir > vanilla + 0.03, "vanilla {vanilla}, ER {er}, MIR {mir}");

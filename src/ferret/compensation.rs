@@ -22,12 +22,12 @@ use crate::network::compensate::{Along, Means, carry, squared_distance};
 use crate::network::{Parameter, optimiser};
 
 /// How a gradient is compensated for the updates that its forward missed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+// Braces where there are no fields: serde would take any field of a variant without them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Compensation {
     /// It is applied as it is.
-    #[default]
-    None,
+    None {},
     /// One step of equation 8 from the version that was read to the newest, with a fixed λ (DC-ASGD, Zheng et al. 2017).
     Fisher {
         /// λ.
@@ -56,9 +56,15 @@ pub enum Compensation {
         rate: f64,
     },
     /// Divided by the number of versions missed (staleness-aware SGD, Zhang et al. 2016).
-    StepAware,
+    StepAware {},
     /// Each element divided by one and the distance that its weight has moved, in updates of the mean size of those missed (gap-aware, Barkai et al. 2020).
-    GapAware,
+    GapAware {},
+}
+
+impl Default for Compensation {
+    fn default() -> Self {
+        Compensation::None {}
+    }
 }
 
 /// How λ is found.
@@ -126,7 +132,7 @@ impl Compensation {
 
     /// Whether it changes any gradient, which must be dense for it.
     pub fn compensates(&self) -> bool {
-        *self != Compensation::None
+        *self != Compensation::None {}
     }
 
     /// How many tensors in the shape of each parameter it keeps.
@@ -180,7 +186,7 @@ impl Tuner {
         let ([read, .., newest], false) = (trail, gradients.is_empty()) else { return Ok(()) };
         let missed = (trail.len() - 1) as f64;
         match *how {
-            Compensation::None => Ok(()),
+            Compensation::None {} => Ok(()),
             Compensation::Fisher { lambda } => each(gradients, read, newest, Along::FirstOrder(lambda)),
             Compensation::IterFisher { tuning, form, decay, penalty, rate, .. } => {
                 if tuning != Tuning::Fixed {
@@ -196,8 +202,8 @@ impl Tuner {
                     }
                 }
             }
-            Compensation::StepAware => gradients.iter().try_for_each(|gradient| optimiser::scale(gradient, 1.0 / missed)),
-            Compensation::GapAware => {
+            Compensation::StepAware {} => gradients.iter().try_for_each(|gradient| optimiser::scale(gradient, 1.0 / missed)),
+            Compensation::GapAware {} => {
                 let unit = distance(read, newest)? / missed;
                 if unit > 0.0 { each(gradients, read, newest, Along::Gap(unit)) } else { Ok(()) }
             }

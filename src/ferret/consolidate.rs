@@ -35,7 +35,7 @@ impl Pipeline {
                 }
             }
             Learner::Mas { .. } => self.anchor()?,
-            Learner::Vanilla | Learner::Er { .. } | Learner::Mir { .. } => {}
+            Learner::Vanilla {} | Learner::Er { .. } | Learner::Mir { .. } => {}
         }
         if let Some(memory) = &mut self.memory {
             memory.consolidated();

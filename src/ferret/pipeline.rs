@@ -153,7 +153,7 @@ impl Pipeline {
             .collect::<candle_core::Result<Vec<_>>>()?;
         let start = plan.start;
         let memory = match rule.learner {
-            Learner::Vanilla => None,
+            Learner::Vanilla {} => None,
             learner => Some(Box::new(Memory::new(learner, plan.buffer_rows, seed, layout, &ledger)?)),
         };
         let context = Arc::new(Context { network, rule, plan: Arc::new(plan), ledger });

@@ -116,7 +116,7 @@ impl Trial {
         let network = self.network.clone();
         let rows = made_up(&network, self.step_rows);
         // What a learner adds is rows, which the trial's steps have.
-        let rule = Rule { learner: Learner::Vanilla, ..self.rule };
+        let rule = Rule { learner: Learner::Vanilla {}, ..self.rule };
         let layout = RowLayout::of(&rows).ok_or_else(|| FoldError::Contract("rows without labels".into()))?;
         let pipeline = Pipeline::new(network, rule, layout, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
         let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));

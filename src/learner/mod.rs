@@ -29,12 +29,12 @@ pub use memory::{Anchor, Lesson, Memory, Teacher};
 use crate::limits::{REPLAY_BUFFER_ROWS_MAX, STEP_ROWS_MAX};
 
 /// What a step minimises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+// Braces where there are no fields: serde would take any field of a variant without them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Learner {
     /// The loss of its rows.
-    #[default]
-    Vanilla,
+    Vanilla {},
     /// Also that of rows drawn from a reservoir.
     Er {
         /// Rows that the reservoir holds, if the memory budget allows it.
@@ -114,6 +114,12 @@ fn default_sample_rows() -> u64 {
     64
 }
 
+impl Default for Learner {
+    fn default() -> Self {
+        Learner::Vanilla {}
+    }
+}
+
 impl Learner {
     /// ER with its defaults.
     pub fn replay() -> Learner {
@@ -138,7 +144,7 @@ impl Learner {
         };
         let rows_max = STEP_ROWS_MAX as u64;
         match *self {
-            Learner::Vanilla => Ok(()),
+            Learner::Vanilla {} => Ok(()),
             Learner::Er { buffer_rows, replay_rows } => count("buffer_rows", buffer_rows, REPLAY_BUFFER_ROWS_MAX).and(count(
                 "replay_rows",
                 replay_rows as u64,
@@ -163,7 +169,7 @@ impl Learner {
         match *self {
             Learner::Er { buffer_rows, .. } | Learner::Mir { buffer_rows, .. } => buffer_rows,
             Learner::Mas { sample_rows, .. } => sample_rows,
-            Learner::Vanilla | Learner::Lwf { .. } => 0,
+            Learner::Vanilla {} | Learner::Lwf { .. } => 0,
         }
     }
 
@@ -174,7 +180,7 @@ impl Learner {
             Learner::Mir { candidate_rows, .. } => candidate_rows as u64,
             // Fewer rows tell less of importance, and none nothing.
             Learner::Mas { .. } => 1,
-            Learner::Vanilla | Learner::Lwf { .. } => 0,
+            Learner::Vanilla {} | Learner::Lwf { .. } => 0,
         }
     }
 
@@ -216,7 +222,7 @@ impl Learner {
 
     /// Whether some of it is kept.
     pub fn remembers(&self) -> bool {
-        *self != Learner::Vanilla
+        *self != Learner::Vanilla {}
     }
 }
 
@@ -242,6 +248,8 @@ mod tests {
             assert_eq!(learner.validate().is_ok(), good, "{text}");
             assert!(learner.buffer_rows_min() <= learner.buffer_rows() || !good);
         }
-        assert!(serde_json::from_str::<Learner>(r#"{"type":"agem"}"#).is_err());
+        for unknown in [r#"{"type":"agem"}"#, r#"{"type":"vanilla","buffer_rows":5}"#] {
+            assert!(serde_json::from_str::<Learner>(unknown).is_err(), "{unknown}");
+        }
     }
 }

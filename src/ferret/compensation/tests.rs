@@ -88,5 +88,9 @@ fn settings_are_checked() {
         let compensation: Compensation = serde_json::from_str(text).unwrap();
         assert_eq!(compensation.validate().is_ok(), good, "{text}");
     }
-    assert!(serde_json::from_str::<Compensation>(r#"{"type":"iter_fisher","tuning":"magic"}"#).is_err());
+    for unknown in
+        [r#"{"type":"iter_fisher","tuning":"magic"}"#, r#"{"type":"none","rate":5}"#, r#"{"type":"gap_aware","lamda":5}"#]
+    {
+        assert!(serde_json::from_str::<Compensation>(unknown).is_err(), "{unknown}");
+    }
 }

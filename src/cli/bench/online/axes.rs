@@ -53,12 +53,12 @@ mod tests {
     fn names_are_read_and_told() {
         let names = ["none", "fisher", "iter-fisher", "iter-fisher-descent", "end-points", "step-aware", "gap-aware"];
         let all = compensations(&names.map(str::to_owned)).unwrap();
-        let told: Vec<String> = all.iter().map(|compensation| words(compensation, &Learner::Vanilla)).collect();
+        let told: Vec<String> = all.iter().map(|compensation| words(compensation, &Learner::Vanilla {})).collect();
         let expected =
             ["", " +fisher", " +iter-fisher", " +iter-fisher-descent", " +iter-fisher-end-points", " +step-aware", " +gap-aware"];
         assert_eq!(told, expected);
         let mir = learners(&["mir".to_owned()]).unwrap();
-        assert_eq!(words(&Compensation::None, &mir[0]), " +mir");
+        assert_eq!(words(&Compensation::None {}, &mir[0]), " +mir");
         assert!(compensations(&["magic".to_owned()]).is_err() && learners(&["a-gem".to_owned()]).is_err());
     }
 }

@@ -68,7 +68,7 @@ impl Times {
                 let more = ((forward + backward) * own + 2 * forward * candidate_rows as u64) / rows;
                 self.stages[0][0] += more;
             }
-            Learner::Vanilla | Learner::Er { .. } | Learner::Mas { .. } => {}
+            Learner::Vanilla {} | Learner::Er { .. } | Learner::Mas { .. } => {}
         }
         self
     }
