@@ -190,7 +190,7 @@ fn a_buffer_is_part_of_the_plan_and_of_the_budget() {
     trainer.execute(&Change::Plan(serde_json::json!(smaller))).unwrap();
     assert_eq!(NAMES.map(|name| numbers(&trainer, name)), before);
     let state = trainer.checkpoint().unwrap();
-    assert_eq!(state.tensors["buffer.labels"].dims(), [100]);
+    assert_eq!(state.tensors["buffer.labels.0"].dims(), [100]);
     // Restored, it goes on as it would have.
     let state = State {
         tensors: state.tensors.iter().map(|(name, tensor)| (name.clone(), deep_copy(tensor).unwrap())).collect(),

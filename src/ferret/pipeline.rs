@@ -497,7 +497,7 @@ impl Pipeline {
         if let Some(buffer) = self.memory.as_mut().and_then(|memory| memory.buffer.as_mut())
             && buffer.capacity() != capacity
         {
-            *buffer = buffer.resized(capacity, &self.context.ledger)?;
+            buffer.resize(capacity, &self.context.ledger)?;
         }
         Ok(())
     }

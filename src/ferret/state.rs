@@ -2,7 +2,7 @@
 //!
 //! Tensors are named by layer and parameter: `1.linear.weight` is the newest, `1.linear.weight@640` the version with the updates of
 //! 640 steps that a forward to come may still read, `1.linear.weight.momentum` the optimiser's, `1.linear.weight.mean_fisher` gradient
-//! compensation's, `1.linear.weight.accumulated` a sum of gradients that waits for further steps; `buffer.features` and
+//! compensation's, `1.linear.weight.accumulated` a sum of gradients that waits for further steps; `buffer.features.0` and
 //! `teacher.1.linear.weight` are a learner's, and so is `1.linear.weight.importance`.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -131,7 +131,9 @@ impl Pipeline {
         }
         let Some(memory) = &self.memory else { return };
         if let Some(buffer) = &memory.buffer {
-            tensors.extend(BUFFER_NAMES.map(str::to_owned).into_iter().zip(buffer.tensors()));
+            for (number, chunk) in buffer.tensors().enumerate() {
+                tensors.extend(BUFFER_NAMES.map(|name| format!("{name}.{number}")).into_iter().zip(chunk));
+            }
         }
         if let Some(teacher) = &memory.teacher {
             let named = names.iter().flatten().map(|name| format!("teacher.{name}"));
@@ -179,7 +181,7 @@ impl Pipeline {
     }
 }
 
-/// What the tensors of a replay buffer are called.
+/// What the tensors of a replay buffer are called, before the number of their chunk.
 const BUFFER_NAMES: [&str; 2] = ["buffer.features", "buffer.labels"];
 
 /// Takes a state apart.
@@ -259,10 +261,14 @@ impl Taking<'_> {
         let Context { rule, plan, ledger, network } = self.context;
         let buffer = match (&like.buffer, values.seen) {
             (Some(like), Some(seen)) => {
-                let mut take = |name: &str| {
-                    self.tensors.remove(name).ok_or_else(|| FoldError::Contract(format!("{name} is missing from this state")))
+                let mut take = |name: String| {
+                    self.tensors.remove(&name).ok_or_else(|| FoldError::Contract(format!("{name} is missing from this state")))
                 };
-                let tensors = (take(BUFFER_NAMES[0])?, take(BUFFER_NAMES[1])?);
+                let chunks = (0..like.chunk_count(plan.buffer_rows)).map(|number| {
+                    let [features, labels] = BUFFER_NAMES.map(|name| take(format!("{name}.{number}")));
+                    Ok::<_, FoldError>([features?, labels?])
+                });
+                let tensors = chunks.collect::<Result<Vec<_>, _>>()?;
                 Some(like.restored(plan.buffer_rows, seen, tensors, ledger)?)
             }
             (None, None) => None,

@@ -1,7 +1,8 @@
 //! Rows that are kept: a reservoir of all that came, each row with the same chance (Vitter 1985), or the newest ones.
 //!
-//! Its storage is taken at once and whole, so its bytes are those of its capacity from the first row on. Draws are keyed by the seed
-//! and by counters of rows and steps, so they replay.
+//! Its storage is taken at once and whole, so its bytes are those of its capacity from the first row on. It lies in chunks, so that a
+//! buffer which shrinks or grows never has the old and the new one at once. Draws are keyed by the seed and by counters of rows and
+//! steps, so they replay.
 
 use bytes::Bytes;
 use candle_core::{CpuStorage, DType, Device, Error, InplaceOp1, Layout, Result, Tensor};
@@ -52,7 +53,14 @@ pub struct Buffer {
     /// Rows that came.
     seen: u64,
     layout: RowLayout,
-    /// `capacity` rows of bytes.
+    /// Each has [`RowLayout::chunk_rows`] rows, but the last, which has the rest.
+    chunks: Vec<Chunk>,
+}
+
+/// Some rows of a buffer, one after the other.
+#[derive(Debug)]
+struct Chunk {
+    /// Bytes.
     features: Tensor,
     /// As many labels, by their bits.
     labels: Tensor,
@@ -61,26 +69,68 @@ pub struct Buffer {
 
 /// Bytes of a label.
 const LABEL_BYTES: u64 = 4;
+/// Bytes of a chunk, about.
+const CHUNK_BYTES: usize = 1 << 20;
+
+impl RowLayout {
+    /// Rows of a chunk.
+    fn chunk_rows(self) -> u64 {
+        (CHUNK_BYTES / (self.row_bytes() + LABEL_BYTES as usize)).max(1) as u64
+    }
+}
+
+impl Chunk {
+    fn new(features: Tensor, labels: Tensor, ledger: &Ledger) -> Chunk {
+        let bytes = features.elem_count() as u64 + labels.elem_count() as u64 * LABEL_BYTES;
+        Chunk { features, labels, _guard: ledger.take(Part::Learner, bytes) }
+    }
+
+    fn zero(rows: u64, layout: RowLayout, ledger: &Ledger) -> Result<Chunk> {
+        let features = Tensor::zeros(rows as usize * layout.row_bytes(), DType::U8, &Device::Cpu)?;
+        Ok(Chunk::new(features, Tensor::zeros(rows as usize, DType::U32, &Device::Cpu)?, ledger))
+    }
+
+    fn rows(&self) -> u64 {
+        self.labels.elem_count() as u64
+    }
+}
 
 impl Buffer {
     /// One that has seen nothing.
     pub fn new(keeps: Keeps, capacity: u64, seed: u64, layout: RowLayout, ledger: &Ledger) -> Result<Buffer> {
-        let features = Tensor::zeros(capacity as usize * layout.row_bytes(), DType::U8, &Device::Cpu)?;
-        let labels = Tensor::zeros(capacity as usize, DType::U32, &Device::Cpu)?;
-        Ok(Buffer::from_parts(keeps, capacity, seed, 0, layout, (features, labels), ledger))
+        let mut buffer = Buffer { keeps, capacity, seed, seen: 0, layout, chunks: Vec::new() };
+        buffer.fit(ledger)?;
+        Ok(buffer)
     }
 
-    fn from_parts(
-        keeps: Keeps,
-        capacity: u64,
-        seed: u64,
-        seen: u64,
-        layout: RowLayout,
-        (features, labels): (Tensor, Tensor),
-        ledger: &Ledger,
-    ) -> Buffer {
-        let _guard = ledger.take(Part::Learner, Buffer::bytes(capacity, layout.row_bytes() as u64));
-        Buffer { keeps, capacity, seed, seen, layout, features, labels, _guard }
+    /// Rows of each chunk.
+    fn chunk_sizes(&self) -> Vec<u64> {
+        let each = self.layout.chunk_rows();
+        (0..self.capacity.div_ceil(each)).map(|chunk| each.min(self.capacity - chunk * each)).collect()
+    }
+
+    /// Lets go of chunks beyond the capacity, and takes those that are missing. Rows stay where they are.
+    fn fit(&mut self, ledger: &Ledger) -> Result<()> {
+        let sizes = self.chunk_sizes();
+        self.chunks.truncate(sizes.len());
+        for (number, &rows) in sizes.iter().enumerate() {
+            match self.chunks.get(number).map(Chunk::rows) {
+                None => self.chunks.push(Chunk::zero(rows, self.layout, ledger)?),
+                Some(there) if there != rows => {
+                    // The last one, before or now: one chunk at most is there twice.
+                    let fresh = Chunk::zero(rows, self.layout, ledger)?;
+                    let first = number as u64 * self.layout.chunk_rows();
+                    let stay: Vec<u64> = (first..first + there.min(rows)).collect();
+                    let stay = self.rows(&stay)?;
+                    self.chunks[number] = fresh;
+                    for row in 0..stay.count {
+                        self.write(first + row as u64, &stay, row)?;
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// What one takes for rows of so many bytes.
@@ -113,16 +163,18 @@ impl Buffer {
         self.layout
     }
 
-    /// Its storage: features and labels.
-    pub fn tensors(&self) -> [&Tensor; 2] {
-        [&self.features, &self.labels]
+    /// Its storage, chunk by chunk: features and labels.
+    pub fn tensors(&self) -> impl Iterator<Item = [&Tensor; 2]> {
+        self.chunks.iter().map(|chunk| [&chunk.features, &chunk.labels])
+    }
+
+    /// Chunks that one of this layout has for so many rows.
+    pub fn chunk_count(&self, capacity: u64) -> u64 {
+        capacity.div_ceil(self.layout.chunk_rows())
     }
 
     /// Takes rows in, one after the other.
     pub fn insert(&mut self, rows: &Rows) -> Result<()> {
-        let (Some(block), Some(target)) = (rows.blocks.first(), &rows.target) else {
-            return Err(Error::Msg("a buffer keeps rows with features and labels".into()));
-        };
         if RowLayout::of(rows) != Some(self.layout) {
             return Err(Error::Msg("rows of another layout than the buffer's".into()));
         }
@@ -134,16 +186,25 @@ impl Buffer {
             };
             self.seen += 1;
             if at < self.capacity {
-                let width = self.layout.row_bytes();
-                self.features.inplace_op1(&Write { at: at as usize * width, values: &block.bytes[row * width..][..width] })?;
-                let label = match target {
-                    Target::Classes(classes) => classes[row],
-                    Target::Values(values) => values[row].to_bits(),
-                };
-                self.labels.inplace_op1(&Label { at: at as usize, label })?;
+                self.write(at, rows, row)?;
             }
         }
         Ok(())
+    }
+
+    /// Puts row `row` of `rows` at a place.
+    fn write(&self, place: u64, rows: &Rows, row: usize) -> Result<()> {
+        let (Some(block), Some(target)) = (rows.blocks.first(), &rows.target) else {
+            return Err(Error::Msg("a buffer keeps rows with features and labels".into()));
+        };
+        let (each, width) = (self.layout.chunk_rows(), self.layout.row_bytes());
+        let (chunk, at) = (&self.chunks[(place / each) as usize], (place % each) as usize);
+        chunk.features.inplace_op1(&Write { at: at * width, values: &block.bytes[row * width..][..width] })?;
+        let label = match target {
+            Target::Classes(classes) => classes[row],
+            Target::Values(values) => values[row].to_bits(),
+        };
+        chunk.labels.inplace_op1(&Label { at, label })
     }
 
     /// So many different places with rows, each set of them with the same chance; all of them where there are fewer.
@@ -154,15 +215,14 @@ impl Buffer {
 
     /// The rows at some places.
     pub fn rows(&self, places: &[u64]) -> Result<Rows> {
-        let width = self.layout.row_bytes();
-        let (features, _) = self.features.storage_and_layout();
-        let (labels, _) = self.labels.storage_and_layout();
-        let (features, labels) = (slice::<u8>(&features)?, slice::<u32>(&labels)?);
-        let mut bytes = Vec::with_capacity(places.len() * width);
+        let (each, width) = (self.layout.chunk_rows(), self.layout.row_bytes());
+        let (mut bytes, mut labels) = (Vec::with_capacity(places.len() * width), Vec::with_capacity(places.len()));
         for &place in places {
-            bytes.extend_from_slice(&features[place as usize * width..][..width]);
+            let (chunk, at) = (&self.chunks[(place / each) as usize], (place % each) as usize);
+            bytes.extend_from_slice(&slice::<u8>(&chunk.features.storage_and_layout().0)?[at * width..][..width]);
+            labels.push(slice::<u32>(&chunk.labels.storage_and_layout().0)?[at]);
         }
-        let labels = places.iter().map(|&place| labels[place as usize]);
+        let labels = labels.into_iter();
         let target = if self.layout.classes {
             Target::Classes(labels.collect())
         } else {
@@ -172,34 +232,45 @@ impl Buffer {
         Ok(Rows { count: places.len(), blocks: vec![block], target: Some(target), ..Rows::default() })
     }
 
-    /// The same rows with another capacity. Of a reservoir that shrinks any of them stay, with the same chance; one that grows takes
+    /// Goes on with another capacity. Of a reservoir that shrinks any of its rows stay, with the same chance; one that grows takes
     /// every row in until it is full again, so for a while newer rows are more likely to be in it.
-    pub fn resized(&self, capacity: u64, ledger: &Ledger) -> Result<Buffer> {
+    pub fn resize(&mut self, capacity: u64, ledger: &Ledger) -> Result<()> {
         let kept = self.len().min(capacity);
-        let places = match self.keeps {
-            Keeps::Reservoir => {
+        match self.keeps {
+            Keeps::Reservoir if kept < self.len() => {
                 let mut places = choose(&mut random::stream(self.seed, self.seen, "resize"), self.len(), kept);
                 places.sort_unstable();
-                places
+                // Each moves down, if at all, to a place that was moved before it or does not stay.
+                for (to, from) in places.into_iter().enumerate() {
+                    self.write(to as u64, &self.rows(&[from])?, 0)?;
+                }
             }
-            // Oldest first.
-            Keeps::Newest => (self.seen - kept..self.seen).map(|row| row % self.capacity.max(1)).collect(),
-        };
-        let mut buffer = Buffer::new(self.keeps, capacity, self.seed, self.layout, ledger)?;
-        buffer.insert(&self.rows(&places)?)?;
+            Keeps::Reservoir => {}
+            Keeps::Newest => {
+                // Oldest first.
+                let places: Vec<u64> = (self.seen - kept..self.seen).map(|row| row % self.capacity.max(1)).collect();
+                let rows = self.rows(&places)?;
+                (0..rows.count).try_for_each(|row| self.write(row as u64, &rows, row))?;
+            }
+        }
+        self.capacity = capacity;
+        self.fit(ledger)?;
         // As if as many had come as fill it: a full one goes on with the law of all that came.
-        buffer.seen = if kept < capacity || self.keeps == Keeps::Newest { kept } else { self.seen };
-        Ok(buffer)
+        self.seen = if kept < capacity || self.keeps == Keeps::Newest { kept } else { self.seen };
+        Ok(())
     }
 
     /// One like this that was saved as [`Buffer::tensors`] and [`Buffer::seen`].
-    pub fn restored(&self, capacity: u64, seen: u64, tensors: (Tensor, Tensor), ledger: &Ledger) -> Result<Buffer> {
+    pub fn restored(&self, capacity: u64, seen: u64, tensors: Vec<[Tensor; 2]>, ledger: &Ledger) -> Result<Buffer> {
         let Buffer { keeps, seed, layout, .. } = *self;
-        let (features, labels) = (tensors.0.elem_count(), tensors.1.elem_count());
-        if features != capacity as usize * layout.row_bytes() || labels != capacity as usize {
-            return Err(Error::Msg(format!("a buffer of {capacity} rows with {features} bytes and {labels} labels")));
+        let mut buffer = Buffer { keeps, capacity, seed, seen, layout, chunks: Vec::new() };
+        let given = tensors.iter().map(|[features, labels]| (features.elem_count(), labels.elem_count() as u64));
+        let wanted = buffer.chunk_sizes().into_iter().map(|rows| (rows as usize * layout.row_bytes(), rows));
+        if !given.eq(wanted) {
+            return Err(Error::Msg(format!("the chunks of a buffer of {capacity} rows have other sizes")));
         }
-        Ok(Buffer::from_parts(keeps, capacity, seed, seen, layout, tensors, ledger))
+        buffer.chunks = tensors.into_iter().map(|[features, labels]| Chunk::new(features, labels, ledger)).collect();
+        Ok(buffer)
     }
 }
 
@@ -331,16 +402,43 @@ mod tests {
         buffer.insert(&rows(0..6)).unwrap();
         assert_eq!(labels(&buffer), [4, 5, 2, 3]);
         assert_eq!(ledger.used(Part::Learner), 4 * 6);
-        let mut smaller = buffer.resized(2, &ledger).unwrap();
-        assert_eq!(labels(&smaller), [4, 5]);
-        smaller.insert(&rows(6..7)).unwrap();
-        assert_eq!(labels(&smaller), [6, 5]);
-        let larger = smaller.resized(8, &ledger).unwrap();
-        assert_eq!(labels(&larger), [5, 6]);
+        buffer.resize(2, &ledger).unwrap();
+        assert_eq!(labels(&buffer), [4, 5]);
+        buffer.insert(&rows(6..7)).unwrap();
+        assert_eq!(labels(&buffer), [6, 5]);
+        buffer.resize(8, &ledger).unwrap();
+        assert_eq!(labels(&buffer), [5, 6]);
         let mut reservoir = Buffer::new(Keeps::Reservoir, 8, 0, LAYOUT, &ledger).unwrap();
         reservoir.insert(&rows(0..100)).unwrap();
         let before = labels(&reservoir);
-        let after = labels(&reservoir.resized(3, &ledger).unwrap());
+        reservoir.resize(3, &ledger).unwrap();
+        let after = labels(&reservoir);
         assert!(after.len() == 3 && after.iter().all(|row| before.contains(row)));
+        let mut sorted = after.clone();
+        sorted.dedup();
+        assert_eq!(sorted.len(), 3, "no row is there twice");
+    }
+
+    /// Of many chunks no more than one is there twice while a buffer shrinks or grows, and every row keeps its label.
+    #[test]
+    fn a_buffer_of_many_chunks_is_never_there_twice() {
+        let ledger = Ledger::default();
+        let layout = RowLayout { element: Element::U8, width: 2, classes: true };
+        let each = layout.chunk_rows();
+        let mut buffer = Buffer::new(Keeps::Reservoir, 5 * each + 7, 1, layout, &ledger).unwrap();
+        for first in (0..6 * each as u32).step_by(1 << 16) {
+            buffer.insert(&rows(first..(first + (1 << 16)).min(6 * each as u32))).unwrap();
+        }
+        for capacity in [2 * each + 3, 4 * each, each / 2] {
+            let before = ledger.used(Part::Learner);
+            ledger.reset_high_water();
+            buffer.resize(capacity, &ledger).unwrap();
+            let after = ledger.used(Part::Learner);
+            assert_eq!(after, Buffer::bytes(capacity, 2));
+            assert!(ledger.part_high_water(Part::Learner) <= before.max(after) + CHUNK_BYTES as u64);
+            let kept = labels(&buffer);
+            assert_eq!(kept.len() as u64, buffer.len());
+        }
+        assert_eq!(buffer.len(), each / 2);
     }
 }
