@@ -66,19 +66,19 @@ impl FromStr for Version {
     }
 }
 
-/// The next rows of the stream, at most the fold's `step_rows` of one record.
+/// The next rows to be learned, at most the fold's `step_rows`.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The sequence number of the first row.
-    pub first: Sequence,
+    /// The version that the step leads to: after it, every row up to here is decided.
+    pub last: Sequence,
     /// The rows, at least one.
     pub rows: Rows,
 }
 
 impl Step {
-    /// The sequence number of the last row; a step ends at a version.
-    pub fn last(&self) -> Sequence {
-        self.first + self.rows.count as u64 - 1
+    /// Rows that follow each other in the log, from `first` on.
+    pub fn starting(first: Sequence, rows: Rows) -> Step {
+        Step { last: first + rows.count as u64 - 1, rows }
     }
 }
 
@@ -118,7 +118,7 @@ pub enum Verdict {
 pub struct Outcome {
     /// The step's number among those that this fold was given, from 0.
     pub ordinal: u64,
-    /// The sequence number of its last row.
+    /// As its [`Step::last`].
     pub last: Sequence,
     /// How many rows it had.
     pub rows: u64,

@@ -42,6 +42,10 @@ pub const FAULTS_COUNTED_MAX: u64 = 10_000;
 pub const BODY_FRAMES_MAX: usize = 4096;
 /// The largest window of a zstd frame, as a power of two: 8 MiB, what RFC 9659 lets a sender use over HTTP.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Rows of a coreset's window where a spec names none: choosing takes milliseconds.
+pub const CORESET_WINDOW_ROWS: u64 = 256;
+/// Rows of a coreset's window: each is compared with each other one of its class.
+pub const CORESET_WINDOW_ROWS_MAX: u64 = 1024;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network, those inside residual blocks and the blocks themselves included.

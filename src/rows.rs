@@ -66,6 +66,26 @@ impl Target {
             Target::Values(values) => Target::Values(values[range].to_vec()),
         }
     }
+
+    fn gather(&self, numbers: &[usize]) -> Target {
+        match self {
+            Target::Classes(classes) => Target::Classes(numbers.iter().map(|&number| classes[number]).collect()),
+            Target::Values(values) => Target::Values(numbers.iter().map(|&number| values[number]).collect()),
+        }
+    }
+
+    /// All of them, one after the other; none where they are not of one form.
+    fn concatenate(parts: &[&Target]) -> Option<Target> {
+        let mut all = Target::slice(parts.first()?, 0..0);
+        for part in parts {
+            match (&mut all, part) {
+                (Target::Classes(classes), Target::Classes(more)) => classes.extend(more),
+                (Target::Values(values), Target::Values(more)) => values.extend(more),
+                _ => return None,
+            }
+        }
+        Some(all)
+    }
 }
 
 /// Some rows of one stream.
@@ -103,8 +123,24 @@ impl Rows {
         }
     }
 
-    /// All rows of `parts`, one after the other; labels, ids and times are left out, as queries need none. None where there are
-    /// no parts.
+    /// The rows of these numbers, in this order, copied: nothing of the others stays in memory for them.
+    pub fn gather(&self, numbers: &[usize]) -> Rows {
+        let block = |block: &Block| {
+            let row = |&number: &usize| &block.bytes[number * block.row_bytes()..(number + 1) * block.row_bytes()];
+            let bytes: Vec<&[u8]> = numbers.iter().map(row).collect();
+            Block { bytes: bytes.concat().into(), ..*block }
+        };
+        Rows {
+            count: numbers.len(),
+            blocks: self.blocks.iter().map(block).collect(),
+            target: self.target.as_ref().map(|target| target.gather(numbers)),
+            ids: self.ids.as_ref().map(|ids| numbers.iter().map(|&number| ids[number].clone()).collect()),
+            times_ms: self.times_ms.as_ref().map(|times| numbers.iter().map(|&number| times[number]).collect()),
+        }
+    }
+
+    /// All rows of `parts`, one after the other, with their labels where all parts have some; ids and times are left out. None
+    /// where there are no parts.
     pub fn concatenate(parts: &[&Rows]) -> Option<Rows> {
         let (first, others) = parts.split_first()?;
         if others.is_empty() {
@@ -114,7 +150,9 @@ impl Rows {
             let bytes: Vec<&[u8]> = parts.iter().map(|part| part.blocks[index].bytes.as_ref()).collect();
             Block { bytes: bytes.concat().into(), ..*block }
         });
-        Some(Rows { count: parts.iter().map(|part| part.count).sum(), blocks: blocks.collect(), ..Rows::default() })
+        let targets: Option<Vec<&Target>> = parts.iter().map(|part| part.target.as_ref()).collect();
+        let target = targets.and_then(|targets| Target::concatenate(&targets));
+        Some(Rows { count: parts.iter().map(|part| part.count).sum(), blocks: blocks.collect(), target, ..Rows::default() })
     }
 
     /// Decoded bytes of the features of one row.
@@ -142,5 +180,23 @@ mod tests {
         assert_eq!(tail.blocks[0].bytes.as_ptr(), rows.blocks[0].bytes[2..].as_ptr());
         assert_eq!(tail.target, Some(Target::Classes(vec![8, 9])));
         assert_eq!(tail.ids, Some(vec!["b".into(), "c".into()]));
+    }
+
+    #[test]
+    fn rows_are_gathered_and_joined_with_their_labels() {
+        let block = |bytes: &'static [u8]| Block { element: Element::U8, width: 2, bytes: Bytes::from_static(bytes) };
+        let rows = |bytes: &'static [u8], classes: &[u32]| Rows {
+            count: classes.len(),
+            blocks: vec![block(bytes)],
+            target: Some(Target::Classes(classes.to_vec())),
+            ..Rows::default()
+        };
+        let (first, second) = (rows(&[1, 2, 3, 4, 5, 6], &[7, 8, 9]), rows(&[10, 11], &[12]));
+        let some = first.gather(&[2, 0]);
+        assert_eq!(some, rows(&[5, 6, 1, 2], &[9, 7]));
+        assert_eq!(Rows::concatenate(&[&some, &second]), Some(rows(&[5, 6, 1, 2, 10, 11], &[9, 7, 12])));
+        let unlabelled = Rows { target: None, ..second };
+        assert_eq!(Rows::concatenate(&[&some, &unlabelled]).unwrap().target, None);
+        assert_eq!(Rows::concatenate(&[]), None);
     }
 }

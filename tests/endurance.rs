@@ -51,7 +51,7 @@ fn a_million_steps() {
     for number in 0..1_000_000u64 {
         let blocks = vec![Block { element: Element::F32, width: 2, bytes: bytes.clone() }];
         let target = Some(Target::Classes(vec![(number % 2) as u32]));
-        let step = Step { first: 1 + number, rows: Rows { count: 1, blocks, target, ..Rows::default() } };
+        let step = Step::starting(1 + number, Rows { count: 1, blocks, target, ..Rows::default() });
         trainer.apply(step, &mut outcomes).unwrap();
         if number % 250_000 == 249_999 {
             trainer.drain(&mut outcomes).unwrap();

@@ -63,7 +63,7 @@ fn made_up(count: usize, salt: usize) -> (Vec<f32>, Vec<u32>) {
 
 fn apply(trainer: &mut Trainer, first: u64, rows: Rows) -> Outcome {
     let mut outcomes = Vec::new();
-    trainer.apply(Step { first, rows }, &mut outcomes).unwrap();
+    trainer.apply(Step::starting(first, rows), &mut outcomes).unwrap();
     trainer.drain(&mut outcomes).unwrap();
     outcomes.pop().unwrap()
 }

@@ -82,7 +82,7 @@ fn check(case: Case, pool: &Pool) {
     let mut published = snapshot(&mut trainer);
     for step in 0..12u64 {
         let first = 1 + step * step_rows as u64;
-        trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
+        trainer.apply(Step::starting(first, rows.clone()), &mut outcomes).unwrap();
         trainer.drain(&mut outcomes).unwrap();
         assert_eq!(outcomes.pop().unwrap().verdict, Verdict::Learned);
         if step % 3 == 2 {
@@ -136,7 +136,7 @@ fn check_piped(piped: Piped) {
     let mut published = Vec::new();
     for step in 0..60u64 {
         let first = 1 + step * step_rows as u64;
-        trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
+        trainer.apply(Step::starting(first, rows.clone()), &mut outcomes).unwrap();
         // A reader holds the last snapshot while the next one is made, where the plan has room for it.
         published.extend(trainer.snapshot().unwrap());
         let held = if plan.publication == Publication::Continuous { 2 } else { 1 };
@@ -170,7 +170,7 @@ fn warm_up(executor: Executor) {
     let plan = recipe.planner().minimum(0);
     let mut trainer = Trainer::new(recipe, plan, executor).unwrap();
     let mut outcomes = Vec::new();
-    trainer.apply(Step { first: 1, rows: rows(3 * 32 * 32, 64) }, &mut outcomes).unwrap();
+    trainer.apply(Step::starting(1, rows(3 * 32 * 32, 64)), &mut outcomes).unwrap();
     trainer.drain(&mut outcomes).unwrap();
 }
 

@@ -71,7 +71,7 @@ fn step(number: u64, step_rows: usize, poison: bool) -> Step {
     let bytes: Bytes = features.iter().flat_map(|value| value.to_le_bytes()).collect();
     let target = Some(Target::Classes((0..count as u32).map(|row| (row + number as u32) % CLASSES as u32).collect()));
     let blocks = vec![Block { element: Element::F32, width: INPUTS, bytes }];
-    Step { first: 1 + number * step_rows as u64, rows: Rows { count, blocks, target, ..Rows::default() } }
+    Step::starting(1 + number * step_rows as u64, Rows { count, blocks, target, ..Rows::default() })
 }
 
 fn compensations() -> Vec<Compensation> {
@@ -385,7 +385,7 @@ fn snapshots_are_of_one_step_in_every_stage() {
 fn lone(number: u64, value: f32) -> Step {
     let blocks = vec![Block { element: Element::F32, width: 1, bytes: Bytes::from(value.to_le_bytes().to_vec()) }];
     let target = Some(Target::Values(vec![0.5]));
-    Step { first: 1 + number, rows: Rows { count: 1, blocks, target, ..Rows::default() } }
+    Step::starting(1 + number, Rows { count: 1, blocks, target, ..Rows::default() })
 }
 
 /// The verdict on a large row, whether each of the two stages' weights moved, and the hash after one more row.

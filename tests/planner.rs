@@ -94,7 +94,7 @@ fn train(trainer: &mut Trainer, recipe: &Recipe, steps: u64) {
     let rows = made_up(&recipe.network, 32);
     let mut outcomes = Vec::new();
     for step in 0..steps {
-        trainer.apply(Step { first: 1 + step * 32, rows: rows.clone() }, &mut outcomes).unwrap();
+        trainer.apply(Step::starting(1 + step * 32, rows.clone()), &mut outcomes).unwrap();
     }
     trainer.drain(&mut outcomes).unwrap();
     assert_eq!(outcomes.len() as u64, steps);

@@ -107,7 +107,7 @@ fn step(number: usize, value: f64) -> Step {
     let bytes = Bytes::from((value as f32).to_le_bytes().to_vec());
     let blocks = vec![Block { element: Element::F32, width: 1, bytes }];
     let target = Some(Target::Values(vec![0.3]));
-    Step { first: 1 + number as u64, rows: Rows { count: 1, blocks, target, ..Rows::default() } }
+    Step::starting(1 + number as u64, Rows { count: 1, blocks, target, ..Rows::default() })
 }
 
 /// Gives the trainer the reference's first weights.

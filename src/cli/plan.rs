@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let pool = Pool::new(0, 0)?;
     let config = Config::load(None, [], &[])?;
     let kind = NetworkKind { pool: pool.clone(), step_rows: config.model.step_rows, objective: objective(&config) };
-    let queued_bytes = queued_bytes_max(&schema);
+    let queued_bytes = queued_bytes_max(&schema, spec.overload.window(config.model.lag_rows_max));
     let may_skip = spec.overload.may_skip();
     let recipe = kind.recipe(Given { settings: &spec.settings, schema: &schema, queued_bytes, may_skip })?;
     if arguments.frontier {
@@ -121,7 +121,7 @@ fn train(trainer: &mut Trainer, rows: &Rows, steps: u64, publication: Publicatio
     // Far enough apart that a snapshot's versions have left the window.
     let between = (steps / 4).max(1);
     for number in 0..steps {
-        trainer.apply(Step { first: 1 + number * rows.count as u64, rows: rows.clone() }, &mut outcomes)?;
+        trainer.apply(Step::starting(1 + number * rows.count as u64, rows.clone()), &mut outcomes)?;
         held.extend(trainer.snapshot()?);
         if number % between == between - 1 {
             if held.len() >= publication.copies() {

@@ -336,7 +336,7 @@ fn handover(pool: &Pool) -> Result<u64, FoldError> {
 fn steps(engine: &mut Engine, rows: &Rows, count: u64) -> Result<u64, FoldError> {
     let (began, mut outcomes) = (Instant::now(), Vec::new());
     for number in 0..count {
-        engine.apply(Step { first: 1 + number, rows: rows.clone() }, &mut outcomes)?;
+        engine.apply(Step::starting(1 + number, rows.clone()), &mut outcomes)?;
     }
     Ok(nanoseconds(began))
 }

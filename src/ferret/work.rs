@@ -248,7 +248,7 @@ fn admit(
         Ok::<_, FoldError>(Candidates { input, targets, count: context.rule.learner.replay_rows() })
     });
     let goal = Goal { targets, own: lesson.own, taught: taught.transpose()? };
-    let flight = Admitted { last: step.last(), rows: step.rows.count as u64, input, goal, candidates: candidates.transpose()? };
+    let flight = Admitted { last: step.last, rows: step.rows.count as u64, input, goal, candidates: candidates.transpose()? };
     Ok(Gave::Step { flight, statistics: statistics.transpose()?, memory })
 }
 

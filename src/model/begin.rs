@@ -37,6 +37,8 @@ pub(super) struct Begin {
     pub(super) loaded: Option<(checkpoint::Head, CheckpointFigures)>,
     /// The plan that the state follows, where it follows one.
     pub(super) followed: Option<Planned>,
+    /// The skip that the state is in the middle of, if any.
+    pub(super) skip: Option<(Sequence, Vec<Sequence>)>,
     /// Decisions that the state does not hold yet.
     pub(super) decisions: Vec<Decision>,
     /// Rows up to here may have been learned, and seen to be, by an earlier process.
@@ -58,6 +60,16 @@ fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
         What::Plan(planned) => Some(planned),
         What::LearningRate(_) | What::Skip { .. } => None,
     })
+}
+
+/// What the last skip of these decisions has not come to yet at `version`: the end of it, and the rows that it keeps.
+fn unfinished_skip(decisions: &[Decision], version: Version) -> Option<(Sequence, Vec<Sequence>)> {
+    let newest = decisions.iter().rev().find_map(|decision| match &decision.what {
+        What::Skip { through, kept } => Some((*through, kept)),
+        What::Plan(_) | What::LearningRate(_) => None,
+    });
+    let (through, kept) = newest.filter(|(through, _)| *through > version.sequence)?;
+    Some((through, kept.iter().copied().filter(|&row| row > version.sequence).collect()))
 }
 
 impl Models {
@@ -87,7 +99,7 @@ impl Models {
         let given = Given {
             settings: &record.spec.settings,
             schema: &stream.schema,
-            queued_bytes: queued_bytes_max(&stream.schema),
+            queued_bytes: queued_bytes_max(&stream.schema, record.spec.overload.window(self.ground.settings.lag_rows_max)),
             may_skip: record.spec.overload.may_skip(),
         };
         let mut fold = kind.build(given)?;
@@ -108,9 +120,9 @@ impl Models {
         }
         let pending = decisions.split_off(held);
         // The state follows a plan already; which budget it answers stands in the decision.
-        let followed = newest_plan(&decisions).cloned();
+        let (followed, skip) = (newest_plan(&decisions).cloned(), unfinished_skip(&decisions, version));
         let (name, record, stream) = (name.to_owned(), record.clone(), stream.clone());
-        self.start(Begin { id, name, record, stream, fold, loaded, followed, decisions: pending, known: head })?;
+        self.start(Begin { id, name, record, stream, fold, loaded, followed, skip, decisions: pending, known: head })?;
         Ok(())
     }
 
@@ -169,7 +181,7 @@ impl Models {
         asked: Receiver<Command>,
         wake: Receiver<()>,
     ) -> Result<(Arc<Live>, Driver), ModelError> {
-        let Begin { id, name, record, stream, mut fold, loaded, followed, decisions, known } = begin;
+        let Begin { id, name, record, stream, mut fold, loaded, followed, skip, decisions, known } = begin;
         let (head, figures) = loaded.unzip();
         let tally = head.as_ref().map_or_else(|| self.ground.settings.tally(), |head| head.tally.clone());
         let version = head.as_ref().map_or(Version { epoch: 0, sequence: record.origin }, |head| head.version);
@@ -203,6 +215,10 @@ impl Models {
             commands,
             progress: watch::Sender::new(Progress { version, ended: false }),
         });
+        let mut queue = Queue::default();
+        if let Some((through, kept)) = skip {
+            queue.select(through, &kept);
+        }
         let driver = Driver {
             live: live.clone(),
             ground: self.ground.clone(),
@@ -215,7 +231,8 @@ impl Models {
             deferred: VecDeque::new(),
             decided: head.as_ref().map_or(0, |head| head.decisions),
             cursor: version,
-            queue: Queue::default(),
+            queue,
+            flight: VecDeque::new(),
             published_at: Instant::now(),
             publish_now: false,
             publishing: None,

@@ -27,14 +27,28 @@ pub enum What {
     Plan(Planned),
     /// A new learning rate.
     LearningRate(f64),
-    /// Rows that the model gives away, because too many wait: those after the decision's version, up to and with this one.
+    /// Rows that the model gives away, because too many wait: those after the decision's version, up to and with `through`, but for
+    /// those that are kept. It takes the place of an earlier one that has not come to its end.
     Skip {
         /// The last of them.
         through: Sequence,
+        /// Rows before that one which are learned, in their order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        kept: Vec<Sequence>,
     },
 }
 
 impl What {
+    /// Of all rows up to `head`, only `kept` ones are learned. Those at the end need no mention: they are behind the decision.
+    pub fn keeping(mut kept: Vec<Sequence>, head: Sequence) -> What {
+        let mut through = head;
+        while kept.last() == Some(&through) {
+            kept.pop();
+            through -= 1;
+        }
+        What::Skip { through, kept }
+    }
+
     /// What the fold has to carry out; none where it is not concerned.
     pub fn change(&self) -> Option<Change> {
         match self {
@@ -117,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn skips_name_only_what_is_kept_in_between() {
+        assert_eq!(What::keeping(vec![3, 5, 8, 9], 9), What::Skip { through: 7, kept: vec![3, 5] });
+        assert_eq!(What::keeping(vec![8, 9], 9), What::Skip { through: 7, kept: vec![] });
+        assert_eq!(What::keeping(vec![3], 9), What::Skip { through: 9, kept: vec![3] });
+        let before = serde_json::from_str::<What>(r#"{"skip":{"through":7}}"#).unwrap();
+        assert_eq!(before, What::keeping(vec![8, 9], 9), "as it was written before rows could be kept");
+    }
+
+    #[test]
     fn plans_are_the_same_wherever_they_begin() {
         let plan = |start: u64, workers: u64| serde_json::json!({"start": start, "workers": workers});
         assert!(same_plan(&plan(0, 2), &plan(7, 2)));
@@ -131,7 +154,7 @@ mod tests {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
         let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), by_hand: true, plan };
-        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700 }] {
+        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700, kept: vec![641, 650] }] {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();
             assert_eq!(Decision::decode(&bytes).unwrap(), decision);

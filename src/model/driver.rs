@@ -16,15 +16,18 @@ use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::checkpoint::{self, CheckpointError, Head};
+use super::choice::{by_chance, coreset, coreset_bytes};
 use super::decision::{Decision, Planned, What, same_plan};
 use super::drift::Shift;
 use super::live::{ChangeError, Command, Limits, Live, Published};
-use super::queue::Queue;
-use super::spec::Window;
+use super::overload::{Take, Window};
+use super::queue::{Passage, Queue};
 use super::status::Status;
 use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
 use crate::fold::{Demand, Fold, Outcome, ProposalError, Sequence, Verdict, Version};
+use crate::ledger::Part;
+use crate::network::random;
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
@@ -54,6 +57,8 @@ pub(super) struct Driver {
     /// Where the fold will be when its steps in flight have ended.
     pub(super) cursor: Version,
     pub(super) queue: Queue,
+    /// What lies between the model's version and the cursor: the steps in flight, and what is passed over among them.
+    pub(super) flight: VecDeque<Passage>,
     /// When the newest snapshot was begun.
     pub(super) published_at: Instant,
     pub(super) publish_now: bool,
@@ -147,20 +152,21 @@ impl Driver {
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
         self.skip_if_over()?;
-        let Some(step) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
+        let Some((passage, step)) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
             self.drain()?;
             self.publish_if_due(true)?;
             self.checkpoint_if_due()?;
             return Ok(Next::Idle);
         };
-        self.cursor.sequence = step.last();
+        self.cursor.sequence = passage.last;
+        self.flight.push_back(passage);
         self.note_if_behind();
         let mut outcomes = Vec::new();
         let began = Instant::now();
-        let applied = self.fold.apply(step, &mut outcomes);
+        let applied = step.map(|step| self.fold.apply(step, &mut outcomes));
         self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
-        applied?;
+        applied.transpose()?;
         self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
         self.review_if_due()?;
@@ -189,18 +195,39 @@ impl Driver {
     /// the log is pending, so this one is the log's next.
     fn skip_if_over(&mut self) -> Result<(), ModelError> {
         let Some(window) = self.window.filter(|_| self.cursor.sequence >= self.known) else { return Ok(()) };
-        let head = self.live.stream.head();
-        if head.saturating_sub(self.cursor.sequence) <= window.rows {
+        let (cursor, head) = (self.cursor.sequence, self.live.stream.head());
+        if self.queue.waiting(cursor, head) <= window.rows {
             return Ok(());
         }
         self.drain()?;
-        self.decide(What::Skip { through: head - window.keep })
+        let kept = self.choose(window, &self.queue.newest_waiting(cursor, head, window.rows))?;
+        self.decide(What::keeping(kept, head))
+    }
+
+    /// The rows of `waiting` that the policy keeps.
+    fn choose(&mut self, window: Window, waiting: &[Sequence]) -> Result<Vec<Sequence>, ModelError> {
+        let keep = window.keep as usize;
+        let places = match window.take {
+            Take::Newest => return Ok(waiting[waiting.len() - keep..].to_vec()),
+            Take::Random => {
+                // Replay finds the choice in the decision; the key is only for two runs to be alike.
+                let mut generator = random::stream(u64::from(self.live.id), self.cursor.sequence, "random-n");
+                by_chance(waiting.len(), keep, &mut generator)
+            }
+            Take::Coreset => {
+                let bytes = coreset_bytes(waiting.len() as u64, self.live.stream.schema.width() as u64);
+                let rows = self.queue.gather(&self.live.stream, waiting, self.fold.as_ref())?;
+                let _guard = self.fold.ledger().take(Part::QueuedRows, bytes + (rows.count * rows.row_bytes()) as u64);
+                coreset(&rows, keep)
+            }
+        };
+        Ok(places.into_iter().map(|place| waiting[place]).collect())
     }
 
     fn execute(&mut self, what: &What) -> Result<(), ModelError> {
         self.decided += 1;
-        if let What::Skip { through } = what {
-            return self.skip(*through);
+        if let What::Skip { through, kept } = what {
+            return self.skip(*through, kept);
         }
         if let Some(change) = what.change() {
             self.fold.execute(&change)?;
@@ -217,18 +244,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Goes on behind `through`; the fold, which is drained, never hears of the rows up to there.
-    fn skip(&mut self, through: Sequence) -> Result<(), ModelError> {
-        if through < self.cursor.sequence {
-            return Err(ModelError::Inconsistent(format!("rows up to {through} were to be skipped at version {}", self.cursor)));
+    /// Gives the rows up to `through` away, but for `kept` ones; the fold never hears of them.
+    fn skip(&mut self, through: Sequence, kept: &[Sequence]) -> Result<(), ModelError> {
+        let within = |row: &Sequence| (self.cursor.sequence + 1..=through).contains(row);
+        if !within(&through) || !kept.iter().all(within) || !kept.is_sorted() {
+            let text =
+                format!("rows up to {through}, but for {} of them, were to be skipped at version {}", kept.len(), self.cursor);
+            return Err(ModelError::Inconsistent(text));
         }
-        self.cursor.sequence = through;
-        {
-            let mut status = self.live.status.lock();
-            self.note_unseen(&mut status, Instant::now());
-            status.skip(through);
-        }
-        self.moved();
+        self.queue.select(through, kept);
         Ok(())
     }
 
@@ -387,23 +411,40 @@ impl Driver {
     }
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
-        if outcomes.is_empty() {
+        let ended = self.ended(outcomes);
+        if ended.is_empty() {
             return;
         }
         let now = Instant::now();
         let rises: Vec<Option<Shift>> = {
             let mut status = self.live.status.lock();
             self.note_unseen(&mut status, now);
-            outcomes.iter().map(|outcome| status.settle(outcome, now)).collect()
+            ended.iter().map(|(passage, outcome)| status.settle(passage, outcome.as_ref(), now)).collect()
         };
-        for (outcome, rise) in outcomes.iter().zip(rises) {
-            self.tell_of_refusal(outcome);
+        for ((passage, outcome), rise) in ended.iter().zip(rises) {
+            if let Some(outcome) = outcome {
+                self.tell_of_refusal(passage, outcome);
+            }
             if let Some(Shift { before, after }) = rise {
-                let (model, sequence) = (&self.live.name, outcome.last);
+                let (model, sequence) = (&self.live.name, passage.last);
                 tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
             }
         }
         self.moved();
+    }
+
+    /// What is decided by the end of these steps: they, what was passed over before them, and what comes directly after.
+    fn ended(&mut self, outcomes: Vec<Outcome>) -> Vec<(Passage, Option<Outcome>)> {
+        let mut ended = Vec::with_capacity(outcomes.len());
+        let mut outcomes = outcomes.into_iter();
+        while let Some(passage) = self.flight.front() {
+            let outcome = if passage.rows > 0 { outcomes.next() } else { None };
+            if passage.rows > 0 && outcome.is_none() {
+                break;
+            }
+            ended.extend(self.flight.pop_front().map(|passage| (passage, outcome)));
+        }
+        ended
     }
 
     /// Notes, before the version moves on, since when readers do not see the newest state.
@@ -421,14 +462,14 @@ impl Driver {
     }
 
     /// Says that a step was refused, once for each run of them: a model that diverges would say it at every step.
-    fn tell_of_refusal(&mut self, outcome: &Outcome) {
+    fn tell_of_refusal(&mut self, passage: &Passage, outcome: &Outcome) {
         let Verdict::Quarantined(reason) = &outcome.verdict else {
             self.refusing = false;
             return;
         };
         if !std::mem::replace(&mut self.refusing, true) {
-            let (model, first) = (&self.live.name, outcome.last + 1 - outcome.rows);
-            tracing::warn!(model, first, last = outcome.last, reason, "rows were refused and taught nothing");
+            let (model, Passage { first, last, .. }) = (&self.live.name, passage);
+            tracing::warn!(model, first, last, reason, "rows were refused and taught nothing");
         }
     }
 

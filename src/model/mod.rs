@@ -1,6 +1,6 @@
 //! Live models: each a fold over a stream, with its decisions, its checkpoints, a snapshot for readers and a memory budget.
 //!
-//! [`spec`] is what a user asks for, [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the
+//! [`spec`] is what a user asks for ([`overload`]: and what is given up, by [`choice`], when too much comes), [`kind`] turns it into a fold ([`network`] is the first), `begin` starts it, `driver` is the
 //! thread that feeds the fold from the log by way of its `queue` and writes down [`decision`]s and [`checkpoint`]s, [`live`] is the
 //! model as the doors see it with its [`status`] and [`drift`]s, [`predict`] answers queries, [`registry`] holds them all, and
 //! [`budget`] has them [`share`] what the process may hold.
@@ -8,12 +8,14 @@
 mod begin;
 pub mod budget;
 pub mod checkpoint;
+pub mod choice;
 pub mod decision;
 pub mod drift;
 mod driver;
 pub mod kind;
 pub mod live;
 pub mod network;
+pub mod overload;
 pub mod predict;
 mod queue;
 pub mod registry;
@@ -21,7 +23,7 @@ pub mod share;
 pub mod spec;
 pub mod status;
 
-pub use queue::queued_bytes_max;
+pub use queue::{Passage, queued_bytes_max};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

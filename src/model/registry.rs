@@ -14,9 +14,10 @@ use super::checkpoint;
 use super::decision::{Decision, Planned, What};
 use super::kind::{Given, Kinds, SpecError};
 use super::live::{ChangeError, Command, Live};
+use super::overload::Overload;
 use super::queue::queued_bytes_max;
 use super::share::Claim;
-use super::spec::{ModelSpec, Overload, Start};
+use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
 use crate::fold::{BelowMinimum, Sequence, Version};
 use crate::limits;
@@ -152,7 +153,7 @@ impl Models {
     /// make room for it before it takes any.
     fn make(&self, id: u32, name: &str, spec: ModelSpec, stream: Arc<Stream>) -> Result<Arc<Live>, RegistryError> {
         let kind = self.kinds.get(&spec.kind)?;
-        let queued_bytes = queued_bytes_max(&stream.schema);
+        let queued_bytes = queued_bytes_max(&stream.schema, spec.overload.window(self.ground.settings.lag_rows_max));
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
         let given = Given { settings: &spec.settings, schema: &stream.schema, queued_bytes, may_skip: spec.overload.may_skip() };
         let propose = |most_bytes: u64| kind.propose_plan(given, Some(most_bytes));
@@ -183,7 +184,18 @@ impl Models {
         self.ground.committer.commit(vec![put, decided])?;
         let name = name.to_owned();
         let decisions = vec![first];
-        Ok(self.start(Begin { id, name, record, stream, fold, loaded: None, followed: None, decisions, known: origin })?)
+        Ok(self.start(Begin {
+            id,
+            name,
+            record,
+            stream,
+            fold,
+            loaded: None,
+            followed: None,
+            skip: None,
+            decisions,
+            known: origin,
+        })?)
     }
 
     /// The model of this name.

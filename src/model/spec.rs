@@ -1,8 +1,9 @@
-//! What a user asks for: the body of `PUT /v1/models/{m}`, and its answer to overload.
+//! What a user asks for: the body of `PUT /v1/models/{m}`, and where it begins.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::overload::Overload;
 use crate::fold::Sequence;
 
 /// A model as it was asked for. It is stored as it is, and never changes: later settings are decisions.
@@ -71,72 +72,6 @@ impl<'de> Deserialize<'de> for Start {
     }
 }
 
-/// What happens when rows come faster than they are learned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "policy", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Overload {
-    /// Every row is learned: the door answers 429 while this model is more than `lag_rows_max` rows behind.
-    Backpressure {
-        /// Rows that the model may be behind; none: the configuration's `model.lag_rows_max`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        lag_rows_max: Option<u64>,
-    },
-    /// The door never answers 429: where more than `window_rows` rows wait for the model, it learns the newest `keep_rows` of
-    /// them and skips those before (the Last-N B-Skip of the Ferret paper).
-    LastN {
-        /// B, rows that may wait; none: the configuration's `model.lag_rows_max`.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        window_rows: Option<u64>,
-        /// N, rows that are kept; none: half of the window.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        keep_rows: Option<u64>,
-    },
-}
-
-/// When a model skips rows, and how many it keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// More rows than these wait before any is skipped.
-    pub rows: u64,
-    /// The newest ones, which are kept; 1 to `rows`.
-    pub keep: u64,
-}
-
-impl Overload {
-    /// The window of a policy that skips, where `rows_default` is that of a spec that names none. Were the default lowered below
-    /// what a spec keeps, the spec's word would stand.
-    pub fn window(&self, rows_default: u64) -> Option<Window> {
-        let Overload::LastN { window_rows, keep_rows } = *self else { return None };
-        let rows = window_rows.unwrap_or(rows_default);
-        let keep = keep_rows.unwrap_or(rows / 2).max(1);
-        Some(Window { rows: rows.max(keep), keep })
-    }
-
-    /// Whether rows of the model may be given away.
-    pub fn may_skip(&self) -> bool {
-        matches!(self, Overload::LastN { .. })
-    }
-
-    /// Whether a new model may have this policy; the reason where it may not.
-    pub fn check(&self, rows_default: u64) -> Result<(), String> {
-        let Overload::LastN { window_rows, keep_rows } = *self else { return Ok(()) };
-        let rows = window_rows.unwrap_or(rows_default);
-        match keep_rows {
-            _ if rows == 0 => Err("overload: window_rows is 0, the least is 1".into()),
-            Some(keep) if keep == 0 || keep > rows => {
-                Err(format!("overload: keep_rows is {keep}, allowed are 1 to {rows}, the rows of the window"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Default for Overload {
-    fn default() -> Self {
-        Overload::Backpressure { lag_rows_max: None }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,29 +86,6 @@ mod tests {
         assert!(spec.settings.contains_key("network"));
         let again: ModelSpec = serde_json::from_value(serde_json::to_value(&spec).unwrap()).unwrap();
         assert_eq!(again, spec);
-    }
-
-    #[test]
-    fn a_window_keeps_half_of_itself_unless_the_spec_says_otherwise() {
-        let read = |text: &str| serde_json::from_str::<Overload>(text).unwrap();
-        for (text, rows, keep) in [
-            (r#"{"policy":"last_n"}"#, 100, 50),
-            (r#"{"policy":"last_n","window_rows":1}"#, 1, 1),
-            (r#"{"policy":"last_n","window_rows":64,"keep_rows":16}"#, 64, 16),
-            (r#"{"policy":"last_n","keep_rows":100}"#, 100, 100),
-        ] {
-            assert_eq!(read(text).window(100), Some(Window { rows, keep }), "{text}");
-            assert_eq!(read(text).check(100), Ok(()), "{text}");
-        }
-        assert_eq!(read(r#"{"policy":"last_n","keep_rows":100}"#).window(10), Some(Window { rows: 100, keep: 100 }));
-        assert_eq!(Overload::default().window(100), None);
-        for (text, word) in [
-            (r#"{"policy":"last_n","window_rows":0}"#, "window_rows is 0"),
-            (r#"{"policy":"last_n","keep_rows":0}"#, "1 to 100"),
-            (r#"{"policy":"last_n","window_rows":64,"keep_rows":65}"#, "1 to 64"),
-        ] {
-            assert!(read(text).check(100).unwrap_err().contains(word), "{text}");
-        }
     }
 
     #[test]

@@ -8,11 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::Planned;
 use super::drift::{Drift, Shift};
+use super::queue::Passage;
 use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
 use crate::ledger::Part;
 
-/// Ends of steps, and as many skips, that are remembered for a client that waits for its own rows.
+/// Ends of steps that are remembered for a client that waits for its own rows.
 const RECENT_OUTCOMES: usize = 512;
+/// Runs of skipped rows that are remembered for the same; there may be many between two rows of one step.
+const RECENT_SKIPS: usize = 4096;
 
 /// What became of the rows of a model, each in exactly one of these (promise 8). Waiting rows are the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +146,7 @@ pub struct Status {
     /// When the last step ended before which readers saw the newest state.
     pub(super) unseen_since: Instant,
     recent: VecDeque<Recent>,
-    /// Apart from the steps, of which there may be many between two skips.
+    /// Apart from the steps, of which there may be many between two skips, or one with many.
     skips: VecDeque<RangeInclusive<Sequence>>,
     rate: Rate,
 }
@@ -188,11 +191,19 @@ impl Status {
         self.plan = planned.plan.clone();
     }
 
-    /// Notes the end of a step; a rise of the loss, where one is noticed by it.
-    pub fn settle(&mut self, outcome: &Outcome, now: Instant) -> Option<Shift> {
-        let first = outcome.last + 1 - outcome.rows;
-        assert_eq!(first, self.version.sequence + 1, "steps end in the order of the log");
-        self.version.sequence = outcome.last;
+    /// Notes that the rows of `passage` are decided, the step of it as its outcome says; a rise of the loss, where one is noticed by
+    /// it.
+    pub fn settle(&mut self, passage: &Passage, outcome: Option<&Outcome>, now: Instant) -> Option<Shift> {
+        assert_eq!(passage.first, self.version.sequence + 1, "rows are decided in the order of the log");
+        self.version.sequence = passage.last;
+        for range in &passage.skipped {
+            self.tally.counters.skipped += range.end() + 1 - range.start();
+            if self.skips.len() == RECENT_SKIPS {
+                self.skips.pop_front();
+            }
+            self.skips.push_back(range.clone());
+        }
+        let outcome = outcome?;
         let tally = &mut self.tally;
         tally.steps += 1;
         self.refusing = match &outcome.verdict {
@@ -219,24 +230,14 @@ impl Status {
             self.recent.pop_front();
         }
         let quarantined = if matches!(outcome.verdict, Verdict::Quarantined(_)) { outcome.rows } else { 0 };
-        self.recent.push_back(Recent { first, last: outcome.last, quarantined, score: outcome.score });
+        self.recent.push_back(Recent { first: passage.first, last: passage.last, quarantined, score: outcome.score });
+        // Rows that are skipped took no time.
         self.rate.add(outcome.rows, now);
         rise
     }
 
-    /// Notes that the rows up to `through` are skipped. The rate does not count them: they took no time.
-    pub fn skip(&mut self, through: Sequence) {
-        let first = self.version.sequence + 1;
-        self.version.sequence = through;
-        self.tally.counters.skipped += through + 1 - first;
-        if self.skips.len() == RECENT_OUTCOMES {
-            self.skips.pop_front();
-        }
-        self.skips.push_back(first..=through);
-    }
-
     /// What became of rows `first` to `last`, as far as the newest steps tell. Steps end with their records, so none reaches beyond
-    /// a post; a skip may.
+    /// a post, unless it was gathered from rows of many: it is told as a whole then.
     pub fn learned(&self, first: Sequence, last: Sequence) -> Learned {
         let mut learned = Learned::default();
         for step in self.recent.iter().filter(|step| step.first <= last && step.last >= first) {
@@ -306,16 +307,21 @@ impl Rate {
 mod tests {
     use super::*;
 
-    fn outcome(ordinal: u64, last: u64, rows: u64, correct: u64) -> Outcome {
-        Outcome { ordinal, last, rows, verdict: Verdict::Learned, score: Score { rows, loss: 1.0, correct } }
+    /// The end of a step of rows that follow each other.
+    fn settle(status: &mut Status, last: u64, rows: u64, verdict: Verdict, score: Score) {
+        let passage = Passage { first: last + 1 - rows, last, rows, skipped: Vec::new() };
+        status.settle(&passage, Some(&Outcome { ordinal: 0, last, rows, verdict, score }), Instant::now());
+    }
+
+    fn score(rows: u64, correct: u64) -> Score {
+        Score { rows, loss: 1.0, correct }
     }
 
     #[test]
     fn scores_slide_and_counters_add_up() {
         let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
-        let now = Instant::now();
         for step in 0..5u64 {
-            status.settle(&outcome(step, (step + 1) * 2, 2, step % 2), now);
+            settle(&mut status, (step + 1) * 2, 2, Verdict::Learned, score(2, step % 2));
         }
         assert_eq!(status.version.sequence, 10);
         assert_eq!(status.tally.counters.decided(), 10);
@@ -328,9 +334,7 @@ mod tests {
     #[test]
     fn a_refused_step_is_counted_and_not_scored() {
         let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
-        let verdict = Verdict::Quarantined("not finite".into());
-        let refused = Outcome { ordinal: 0, last: 3, rows: 3, verdict, score: Score::default() };
-        status.settle(&refused, Instant::now());
+        settle(&mut status, 3, 3, Verdict::Quarantined("not finite".into()), Score::default());
         assert_eq!(status.tally.counters.quarantined, 3);
         assert_eq!(status.tally.whole, Score::default());
         assert_eq!(status.learned(1, 3), Learned { quarantined: 3, ..Learned::default() });
@@ -339,12 +343,20 @@ mod tests {
     #[test]
     fn skipped_rows_are_counted_and_told_to_whoever_posted_them() {
         let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
-        status.settle(&outcome(0, 2, 2, 1), Instant::now());
-        status.skip(10);
-        status.settle(&outcome(1, 12, 2, 1), Instant::now());
+        settle(&mut status, 2, 2, Verdict::Learned, score(2, 1));
+        let skipped = std::iter::once(3..=10).collect();
+        status.settle(&Passage { first: 3, last: 10, rows: 0, skipped }, None, Instant::now());
+        settle(&mut status, 12, 2, Verdict::Learned, score(2, 1));
         assert_eq!((status.version.sequence, status.tally.counters.skipped, status.tally.counters.decided()), (12, 8, 12));
         for (first, last, skipped) in [(1, 2, 0), (1, 3, 1), (3, 10, 8), (5, 6, 2), (9, 12, 2), (11, 12, 0), (1, 12, 8)] {
             assert_eq!(status.learned(first, last).skipped, skipped, "{first} to {last}");
         }
+        // A step of rows 14 and 16, and what lay around them.
+        let outcome = Outcome { ordinal: 2, last: 17, rows: 2, verdict: Verdict::Learned, score: score(2, 2) };
+        let passage = Passage { first: 13, last: 17, rows: 2, skipped: vec![13..=13, 15..=15, 17..=17] };
+        status.settle(&passage, Some(&outcome), Instant::now());
+        assert_eq!((status.tally.counters.skipped, status.tally.counters.decided()), (11, 17));
+        assert_eq!((status.learned(13, 14).skipped, status.learned(13, 17).skipped), (1, 3));
+        assert_eq!(status.learned(13, 17).score, score(2, 2));
     }
 }

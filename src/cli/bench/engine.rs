@@ -122,7 +122,7 @@ fn measure(case: &Case, quick: bool) -> Result<Measured, Failure> {
     let rows = random_rows(case.input.iter().product(), case.rows);
     let mut peer = autograd::Peer::new(&network, &rows, LEARNING_RATE)?;
     let mut ours = trainer(network, case.rows)?;
-    let rows = Step { first: 1, rows };
+    let rows = Step::starting(1, rows);
     let first_loss = step(&mut ours, &rows)?.score.loss / case.rows as f64;
     let loss_difference = (first_loss - peer.step()?).abs();
     let one = median(time(3, || peer.step().map(|_| ()))?);

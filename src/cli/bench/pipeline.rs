@@ -130,7 +130,7 @@ fn compare(case: &Case, quick: bool, threads: usize) -> Result<Compared, Failure
     for (_, wish) in &plans {
         planned.push(recipe.planner().complete(0, &serde_json::from_str::<Wish>(wish)?, u64::MAX)?);
     }
-    let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
+    let step = Step::starting(1, random_rows(case.input.iter().product(), case.rows));
     let sequential = || Trainer::new(recipe.clone(), recipe.planner().sequential(0, Publication::AtDrain), Executor::Filling);
     let make = |side: usize| -> Result<Side, Failure> {
         Ok(match side.checked_sub(1).map(|plan| planned.get(plan)) {

@@ -255,7 +255,7 @@ fn random_wish(planner: &Planner, generator: &mut ChaCha8Rng) -> Wish {
 
 /// Steps a second of each plan.
 fn rates(recipe: &Recipe, plans: &[Plan], case: &Case, seconds: f64) -> Result<Vec<f64>, Failure> {
-    let step = Step { first: 1, rows: random_rows(case.input.iter().product(), case.rows) };
+    let step = Step::starting(1, random_rows(case.input.iter().product(), case.rows));
     let mut rates = vec![Vec::with_capacity(BLOCKS); plans.len()];
     for block in 0..BLOCKS {
         for turn in 0..plans.len() {

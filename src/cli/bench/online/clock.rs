@@ -155,11 +155,11 @@ impl Clock {
             }
             self.pipeline.consolidate()?;
         }
-        let Some((rows, arrived)) = waiting.take()? else { return Ok(false) };
+        let Some((rows, arrived)) = waiting.take() else { return Ok(false) };
         let first = self.sequence + 1;
         self.sequence += rows.count as u64;
         self.arrivals.push_back(arrived);
-        self.pipeline.offer(Step { first, rows });
+        self.pipeline.offer(Step::starting(first, rows));
         Ok(true)
     }
 

@@ -173,7 +173,7 @@ fn follow(schema: &Schema, posts: &[Rows], seed: u64) -> Result<(Run, Run), Fail
     for post in posts {
         for row in 0..post.count {
             rows += 1;
-            trainer.apply(Step { first: rows as u64, rows: post.slice(row..row + 1) }, &mut outcomes)?;
+            trainer.apply(Step::starting(rows as u64, post.slice(row..row + 1)), &mut outcomes)?;
             correct += outcomes.drain(..).map(|outcome| outcome.score.correct).sum::<u64>();
             if rows == FOREST_ROWS {
                 first = Some(run(rows, correct));

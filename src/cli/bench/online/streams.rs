@@ -58,7 +58,7 @@ impl Stream {
         if let (true, Some(Target::Classes(classes))) = (name.starts_with("split-"), &self.rows.target) {
             order.sort_by_key(|&row| classes[row] / TASK_CLASSES);
         }
-        Stream { rows: gather(&self.rows, &order), ..self.clone() }
+        Stream { rows: self.rows.gather(&order), ..self.clone() }
     }
 }
 
@@ -75,20 +75,6 @@ fn shuffled(count: usize, seed: u64) -> Vec<usize> {
         order.swap(last, (generator.next_u64() % (last as u64 + 1)) as usize);
     }
     order
-}
-
-/// Some rows of others, in this order.
-pub(super) fn gather(rows: &Rows, order: &[usize]) -> Rows {
-    let blocks = rows.blocks.iter().map(|block| {
-        let width = block.row_bytes();
-        let bytes: Vec<u8> = order.iter().flat_map(|&row| &block.bytes[row * width..(row + 1) * width]).copied().collect();
-        Block { bytes: bytes.into(), ..*block }
-    });
-    let target = rows.target.as_ref().map(|target| match target {
-        Target::Classes(classes) => Target::Classes(order.iter().map(|&row| classes[row]).collect()),
-        Target::Values(values) => Target::Values(order.iter().map(|&row| values[row]).collect()),
-    });
-    Rows { count: order.len(), blocks: blocks.collect(), target, ..Rows::default() }
 }
 
 /// The pictures whose files' names begin like this, and the shape of one.
@@ -138,7 +124,7 @@ fn read_table(file: &[u8]) -> Result<Stream, Failure> {
     let all = Rows { count: labels.len(), blocks, target: Some(Target::Classes(classes)), ..Rows::default() };
     let order = shuffled(all.count, 0);
     let (test, stream) = order.split_at(all.count / TABLE_TEST);
-    let (rows, test) = (gather(&all, stream), gather(&all, test));
+    let (rows, test) = (all.gather(stream), all.gather(test));
     Ok(Stream { input_shape: vec![width], classes: names.len(), tabular: true, rows, test })
 }
 

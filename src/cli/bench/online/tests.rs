@@ -40,7 +40,7 @@ fn trained(recipe: &Recipe, plan: Plan, stream: &Stream) -> String {
     let mut outcomes = Vec::new();
     for first in (0..stream.rows.count).step_by(16) {
         let rows = stream.rows.slice(first..stream.rows.count.min(first + 16));
-        trainer.apply(Step { first: first as u64 + 1, rows }, &mut outcomes).unwrap();
+        trainer.apply(Step::starting(first as u64 + 1, rows), &mut outcomes).unwrap();
     }
     trainer.drain(&mut outcomes).unwrap();
     let state = trainer.checkpoint().unwrap();
@@ -200,7 +200,7 @@ fn a_group_that_is_open_is_applied_when_the_plan_changes() {
     let mut trainer = Trainer::new(recipe.clone(), plan, Executor::Filling).unwrap();
     let mut outcomes = Vec::new();
     for first in [0, 16, 32] {
-        trainer.apply(Step { first: first as u64 + 1, rows: stream.rows.slice(first..first + 16) }, &mut outcomes).unwrap();
+        trainer.apply(Step::starting(first as u64 + 1, stream.rows.slice(first..first + 16)), &mut outcomes).unwrap();
     }
     trainer.drain(&mut outcomes).unwrap();
     assert!(trainer.checkpoint().unwrap().tensors.keys().any(|name| name.ends_with(".accumulated")));
