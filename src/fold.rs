@@ -82,6 +82,15 @@ impl Step {
     }
 }
 
+/// What one row turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Label {
+    /// A class.
+    Class(u32),
+    /// A value.
+    Value(f32),
+}
+
 /// How the rows of a step were predicted before they were learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
@@ -191,6 +200,23 @@ impl Predictions {
     pub fn is_finite(&self) -> bool {
         let (Predictions::Classes { probabilities: numbers, .. } | Predictions::Values(numbers)) = self;
         numbers.iter().all(|number| number.is_finite())
+    }
+
+    /// How the row `row` was predicted, by its label: cross-entropy and whether the likeliest class is right, or the squared error.
+    pub fn score(&self, row: usize, label: Label) -> Score {
+        match (self, label) {
+            (Predictions::Classes { classes, probabilities }, Label::Class(class)) => {
+                let probabilities = &probabilities[row * classes..(row + 1) * classes];
+                let right = probabilities.get(class as usize).copied().unwrap_or(0.0);
+                let likeliest = (0..*classes).rev().max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]));
+                let correct = u64::from(likeliest == Some(class as usize));
+                Score { rows: 1, loss: -f64::from(right.max(f32::MIN_POSITIVE)).ln(), correct }
+            }
+            (Predictions::Values(values), Label::Value(value)) => {
+                Score { rows: 1, loss: (f64::from(values[row]) - f64::from(value)).powi(2), correct: 0 }
+            }
+            _ => Score::default(),
+        }
     }
 
     /// Those of rows `range`.
@@ -351,6 +377,16 @@ pub enum FoldError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn predictions_are_scored_by_labels() {
+        let classes = Predictions::Classes { classes: 2, probabilities: vec![0.75, 0.25, 0.5, 0.5] };
+        let score = |row, class| classes.score(row, Label::Class(class));
+        assert_eq!((score(0, 0).correct, score(0, 1).correct, score(1, 0).correct, score(1, 1).correct), (1, 0, 1, 0));
+        assert!((score(0, 1).loss - 4f64.ln()).abs() < 1e-6);
+        assert_eq!(Predictions::Values(vec![1.0, 3.0]).score(1, Label::Value(1.5)), Score { rows: 1, loss: 2.25, correct: 0 });
+        assert_eq!(classes.score(0, Label::Value(1.0)), Score::default());
+    }
 
     #[test]
     fn versions_are_text_both_ways() {

@@ -46,6 +46,10 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub const CORESET_WINDOW_ROWS: u64 = 256;
 /// Rows of a coreset's window: each is compared with each other one of its class.
 pub const CORESET_WINDOW_ROWS_MAX: u64 = 1024;
+/// Rows and labels that may come between a row and its late label: 64 bytes of each row are kept in memory for as long.
+pub const LABEL_WINDOW_ROWS_MAX: u64 = 1 << 20;
+/// Labels listed in an answer because no row waits for them; the rest are only counted.
+pub const UNMATCHED_LISTED_MAX: usize = 64;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network, those inside residual blocks and the blocks themselves included.

@@ -32,6 +32,8 @@ pub struct Metrics {
     http_request_seconds: HistogramVec,
     /// Rows acknowledged, by `stream`; counted by the door after the commit.
     pub stream_rows_total: IntCounterVec,
+    /// Late labels acknowledged, by `stream` and `outcome` (`matched`, `unmatched`); counted by the door after the commit.
+    pub stream_labels_total: IntCounterVec,
     /// Records appended, by `stream`; counted beside the rows.
     pub stream_records_total: IntCounterVec,
     /// Posts refused, by `stream` and `reason` (a problem's code); counted by the door.
@@ -86,6 +88,12 @@ impl Metrics {
                 "route",
             )?,
             stream_rows_total: counters(r, "stream_rows_total", "Rows acknowledged.", &["stream"])?,
+            stream_labels_total: counters(
+                r,
+                "stream_labels_total",
+                "Late labels acknowledged, by whether their row waited for one.",
+                &["stream", "outcome"],
+            )?,
             stream_records_total: counters(r, "stream_records_total", "Records appended to the log.", &["stream"])?,
             stream_refused_total: counters(
                 r,
@@ -140,6 +148,7 @@ impl Metrics {
     /// Drops the label values of a stream that was deleted.
     pub fn remove_stream(&self, name: &str) {
         remove(&self.stream_rows_total, "stream", name);
+        remove(&self.stream_labels_total, "stream", name);
         remove(&self.stream_records_total, "stream", name);
         remove(&self.stream_refused_total, "stream", name);
     }

@@ -59,7 +59,20 @@ pub enum Target {
     Values(Vec<f32>),
 }
 
+/// The class of a row that has none yet.
+pub const NO_CLASS: u32 = u32::MAX;
+/// The value of a row that has none yet; no label is this.
+pub const NO_VALUE: f32 = f32::NAN;
+
 impl Target {
+    /// Whether a row has its label: in a stream of late labels it may come without.
+    pub fn is_known(&self, row: usize) -> bool {
+        match self {
+            Target::Classes(classes) => classes[row] != NO_CLASS,
+            Target::Values(values) => !values[row].is_nan(),
+        }
+    }
+
     fn slice(&self, range: Range<usize>) -> Target {
         match self {
             Target::Classes(classes) => Target::Classes(classes[range].to_vec()),

@@ -127,10 +127,9 @@ impl Service {
         let metrics = Arc::new(Metrics::new()?);
         let opened = metrics.clone();
         let of = config.clone();
-        let Opened { log, streams, models } = tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
+        let Opened { log, streams, models, predictor } =
+            tokio::task::spawn_blocking(move || open(&of, disk, kinds, &opened)).await??;
         tokio::spawn(models.clone().share_after_start());
-        let predict = &config.predict;
-        let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
         let app = Arc::new(App {
             streams: streams.clone(),
             models: models.clone(),
@@ -207,6 +206,7 @@ struct Opened {
     log: Arc<RedbLog>,
     streams: Arc<Streams>,
     models: Arc<Models>,
+    predictor: Predictor,
 }
 
 /// Opens the data folder from the ground up: log, streams, models.
@@ -232,9 +232,12 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
         checkpoint_interval: Duration::from_secs(config.checkpoint.interval_seconds),
         retain_bytes: config.log.retain_bytes,
     };
-    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, metrics.clone(), settings, end_now));
+    let predict = &config.predict;
+    let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
+    let (asked, counted) = (predictor.clone(), metrics.clone());
+    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, counted, settings, asked, end_now));
     let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
-    Ok(Opened { log, streams, models })
+    Ok(Opened { log, streams, models, predictor })
 }
 
 /// What the log's commits are measured by, and what happens when one fails: an fsync that failed once may have lost what it

@@ -73,7 +73,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/streams", get(streams::list))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{model}/predict", post(models::predict));
-    let ingest = Router::new().route("/v1/streams/{stream}/batches", post(streams::post_batch));
+    let ingest = Router::new()
+        .route("/v1/streams/{stream}/batches", post(streams::post_batch))
+        .route("/v1/streams/{stream}/labels", post(streams::post_labels));
     let administer = Router::new()
         .route("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete))
         .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))

@@ -240,8 +240,9 @@ fn view(live: &Live) -> Value {
     let published_version = live.published().version;
     let status = live.status();
     // The status first: the head only grows, so the difference is never negative.
-    let lag_rows = live.stream.head().saturating_sub(status.version.sequence);
-    let counters = status.tally.counters;
+    let head = live.stream.head();
+    let lag_rows = head.saturating_sub(status.version.sequence);
+    let (counters, waiting) = (status.tally.counters, status.waiting(head));
     let classified = live.stream.schema.is_classified();
     let state = match &status.failure {
         Some(_) => "failed",
@@ -264,15 +265,17 @@ fn view(live: &Live) -> Value {
         "published_version": published_version,
         "learning_rate": status.learning_rate,
         "rows": {
-            "accepted": counters.decided() + lag_rows,
+            "accepted": waiting.accepted,
             "learned": counters.learned,
             "learned_in_part": counters.learned_in_part,
             "skipped": counters.skipped,
             "held_out": counters.held_out,
             "quarantined": counters.quarantined,
             "expired": counters.expired,
-            "waiting": lag_rows,
+            "waiting": waiting.rows,
+            "waiting_for_label": waiting.for_label,
         },
+        "labels": counters.labels,
         "lag_rows": lag_rows,
         "rows_per_second": live.rows_per_second(),
         "steps": status.tally.steps,

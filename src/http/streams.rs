@@ -1,4 +1,4 @@
-//! The doors of streams: making them, looking at them, and posting batches.
+//! The doors of streams: making them, looking at them, and posting batches of rows, or of labels that come later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::body;
 use super::problem::Problem;
 use super::request;
 use crate::fold::{Score, Version};
+use crate::limits::UNMATCHED_LISTED_MAX;
 use crate::model::live::Live;
 use crate::model::status::Learned;
 use crate::stream::decode::{Format, Purpose, decode};
@@ -99,14 +100,43 @@ enum Wait {
 /// The acknowledgement of a batch.
 #[derive(Debug, Serialize)]
 struct Acknowledged {
-    /// The sequence number of the batch's first row.
+    /// The sequence number of the batch's first row or label.
     first_sequence: u64,
-    /// The sequence number of its last row.
+    /// The sequence number of its last one.
     sequence: u64,
-    /// How many rows.
-    rows: u64,
+    #[serde(flatten)]
+    count: Count,
     #[serde(flatten)]
     applied: Option<Applied>,
+}
+
+/// How much was acknowledged.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Count {
+    /// Of a batch of rows.
+    Rows {
+        /// How many.
+        rows: u64,
+    },
+    /// Of a batch of labels.
+    Labels {
+        /// How many.
+        labels: u64,
+        /// How many of them are of no row that waits: it never came, has its label, or is too old. They are in the log and teach nothing.
+        unmatched_labels: u64,
+        /// The first of those.
+        unmatched: Vec<Unmatched>,
+    },
+}
+
+/// A label that found no row.
+#[derive(Debug, Serialize)]
+struct Unmatched {
+    /// Its place in the batch, from 0.
+    row: u64,
+    /// The id that it names.
+    id: String,
 }
 
 /// What `?wait=applied` adds.
@@ -128,6 +158,13 @@ struct Applied {
     skipped_rows: u64,
 }
 
+/// What a batch is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Batch {
+    Rows,
+    Labels,
+}
+
 pub(super) async fn post_batch(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -135,7 +172,28 @@ pub(super) async fn post_batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let admitted = admit(&app, &name, &query, &headers);
+    post(&app, &name, Batch::Rows, &query, &headers, body).await
+}
+
+pub(super) async fn post_labels(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<BatchQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    post(&app, &name, Batch::Labels, &query, &headers, body).await
+}
+
+async fn post(
+    app: &Arc<App>,
+    name: &str,
+    batch: Batch,
+    query: &BatchQuery,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let admitted = admit(app, name, query, headers);
     let (stream, waits_for, format, key) = match admitted {
         Ok(admitted) => admitted,
         Err(problem) => {
@@ -144,16 +202,11 @@ pub(super) async fn post_batch(
             return Err(problem);
         }
     };
-    let bytes = body::read(&headers, body, app.body_limits).await?;
-    let receipt = append(&app, &stream, format, bytes, key).await.inspect_err(|problem| {
-        app.metrics.stream_refused_total.with_label_values(&[&name, problem.code]).inc();
+    let bytes = body::read(headers, body, app.body_limits).await?;
+    let receipt = append(app, &stream, batch, format, bytes, key).await.inspect_err(|problem| {
+        app.metrics.stream_refused_total.with_label_values(&[name, problem.code]).inc();
     })?;
-    let Receipt { first, last, rows, records, replayed } = receipt;
-    if !replayed {
-        app.metrics.stream_rows_total.with_label_values(&[&name]).inc_by(rows);
-        app.metrics.stream_records_total.with_label_values(&[&name]).inc_by(records);
-    }
-    let acknowledged = Acknowledged { first_sequence: first, sequence: last, rows, applied: None };
+    let acknowledged = acknowledge(app, &stream, batch, receipt).await?;
     let mut response = match waits_for {
         None => (StatusCode::ACCEPTED, Json(acknowledged)).into_response(),
         Some(model) => {
@@ -161,10 +214,41 @@ pub(super) async fn post_batch(
             wait_applied(&model, acknowledged, Duration::from_secs(seconds)).await
         }
     };
-    if replayed {
+    if receipt.replayed {
         response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// Counts a batch that is durable, unless it was counted before, and says what has become of it.
+async fn acknowledge(app: &Arc<App>, stream: &Arc<Stream>, batch: Batch, receipt: Receipt) -> Result<Acknowledged, Problem> {
+    let Receipt { first, last, rows, records, replayed } = receipt;
+    let name = &stream.name;
+    if !replayed {
+        app.metrics.stream_records_total.with_label_values(&[name]).inc_by(records);
+    }
+    let count = match batch {
+        Batch::Rows => {
+            if !replayed {
+                app.metrics.stream_rows_total.with_label_values(&[name]).inc_by(rows);
+            }
+            Count::Rows { rows }
+        }
+        Batch::Labels => {
+            // From the log, so that who asks again is told the same.
+            let of = stream.clone();
+            let unmatched = app.blocking(move |_| Ok(of.unmatched(first, last)?)).await?;
+            let unmatched_labels = unmatched.len() as u64;
+            if !replayed {
+                for (outcome, labels) in [("matched", rows - unmatched_labels), ("unmatched", unmatched_labels)] {
+                    app.metrics.stream_labels_total.with_label_values(&[name.as_str(), outcome]).inc_by(labels);
+                }
+            }
+            let unmatched = unmatched.into_iter().take(UNMATCHED_LISTED_MAX).map(|(row, id)| Unmatched { row, id });
+            Count::Labels { labels: rows, unmatched_labels, unmatched: unmatched.collect() }
+        }
+    };
+    Ok(Acknowledged { first_sequence: first, sequence: last, count, applied: None })
 }
 
 /// Whom a batch is for, and how it is to be read.
@@ -207,26 +291,40 @@ fn model_to_wait_for(app: &App, stream: &Stream, query: &BatchQuery) -> Result<A
 async fn append(
     app: &Arc<App>,
     stream: &Arc<Stream>,
+    batch: Batch,
     format: Format,
     bytes: Bytes,
     key: Option<String>,
 ) -> Result<Receipt, Problem> {
     let of = stream.clone();
     let prepare = move |app: &App| {
-        let rows = decode(&of.schema, format, bytes.clone(), Purpose::Learn)?;
-        let key = key.map(|key| (key, fingerprint(format, &bytes)));
+        let labels = of.schema.of_labels();
+        let schema = if batch == Batch::Labels { &labels } else { &of.schema };
+        if batch == Batch::Labels && of.schema.late_labels.is_none() {
+            let detail = format!("rows of stream `{}` come with their labels: its schema has no late_labels", of.name);
+            return Err(Problem::unprocessable("no_late_labels", detail));
+        }
+        let rows = decode(schema, format, bytes.clone(), Purpose::Learn)?;
+        let key = key.map(|key| (key, fingerprint(batch, format, &bytes)));
         if app.streams.is_full() {
             app.models.make_room()?;
         }
-        Ok(app.streams.submit(&of, rows, key)?)
+        let submitted = match batch {
+            Batch::Rows => app.streams.submit(&of, rows, key),
+            Batch::Labels => app.streams.submit_labels(&of, rows, key),
+        };
+        Ok(submitted?)
     };
     let pending = app.blocking(prepare).await?;
     Ok(pending.receipt().await?)
 }
 
 /// What makes two bodies the same to an idempotency key.
-fn fingerprint(format: Format, decoded: &[u8]) -> [u8; 32] {
+fn fingerprint(batch: Batch, format: Format, decoded: &[u8]) -> [u8; 32] {
     let mut hash = blake3::Hasher::new();
+    if batch == Batch::Labels {
+        hash.update(b"labels ");
+    }
     hash.update(format.content_type().as_bytes());
     hash.update(decoded);
     *hash.finalize().as_bytes()

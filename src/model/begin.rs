@@ -216,6 +216,7 @@ impl Models {
             progress: watch::Sender::new(Progress { version, ended: false }),
         });
         let mut queue = Queue::default();
+        queue.recall(&live.stream, live.status_lent().origin, version.sequence, fold.as_ref())?;
         if let Some((through, kept)) = skip {
             queue.select(through, &kept);
         }
@@ -233,6 +234,7 @@ impl Models {
             cursor: version,
             queue,
             flight: VecDeque::new(),
+            asked: VecDeque::new(),
             published_at: Instant::now(),
             publish_now: false,
             publishing: None,

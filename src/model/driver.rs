@@ -21,18 +21,22 @@ use super::decision::{Decision, Planned, What, same_plan};
 use super::drift::Shift;
 use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::overload::{Take, Window};
-use super::queue::{Passage, Queue};
+use super::predict::Pending;
+use super::queue::{Passage, Pulled, Queue};
 use super::status::Status;
 use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
 use crate::fold::{Demand, Fold, Outcome, ProposalError, Sequence, Verdict, Version};
 use crate::ledger::Part;
 use crate::network::random;
+use crate::rows::Rows;
 
 /// How often a standing model looks after its checkpoint.
 const IDLE_TICK: Duration = Duration::from_millis(500);
 /// How long after a failed checkpoint the next one is tried.
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
+/// Lots of rows without labels that may be predicted at once; the queue's bytes are reckoned with as many.
+const ASKED_MAX: usize = 2;
 /// Steps that may wait for a model that keeps up with its stream.
 const BEHIND_STEPS: u64 = 8;
 
@@ -59,6 +63,8 @@ pub(super) struct Driver {
     pub(super) queue: Queue,
     /// What lies between the model's version and the cursor: the steps in flight, and what is passed over among them.
     pub(super) flight: VecDeque<Passage>,
+    /// Rows that wait for their labels and are being predicted.
+    pub(super) asked: VecDeque<(Vec<Sequence>, Pending)>,
     /// When the newest snapshot was begun.
     pub(super) published_at: Instant,
     pub(super) publish_now: bool,
@@ -152,7 +158,9 @@ impl Driver {
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
         self.skip_if_over()?;
-        let Some((passage, step)) = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())? else {
+        self.note_predictions();
+        let next = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
+        let Some(Pulled { passage, step, arrived }) = next else {
             self.drain()?;
             self.publish_if_due(true)?;
             self.checkpoint_if_due()?;
@@ -160,17 +168,44 @@ impl Driver {
         };
         self.cursor.sequence = passage.last;
         self.flight.push_back(passage);
+        if let Some((rows, features)) = arrived {
+            self.ask(rows, features);
+        }
         self.note_if_behind();
         let mut outcomes = Vec::new();
-        let began = Instant::now();
-        let applied = step.map(|step| self.fold.apply(step, &mut outcomes));
-        self.step_seconds.observe(began.elapsed().as_secs_f64());
+        let applied = step.map(|step| {
+            let began = Instant::now();
+            let applied = self.fold.apply(step, &mut outcomes);
+            self.step_seconds.observe(began.elapsed().as_secs_f64());
+            applied
+        });
         self.settle(outcomes);
         applied.transpose()?;
         self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
         self.review_if_due()?;
         Ok(Next::Again)
+    }
+
+    /// Has rows that came before their labels predicted by the newest snapshot. Where too many queries wait they are not scored.
+    fn ask(&mut self, rows: Vec<Sequence>, features: Rows) {
+        if let Ok(pending) = self.ground.predictor.ask(self.live.clone(), features, false) {
+            self.asked.push_back((rows, pending));
+        }
+    }
+
+    /// Takes predictions, oldest first: so many that there is room for one more lot, and all where labels come next, which are to
+    /// find them.
+    fn note_predictions(&mut self) {
+        let most = if self.queue.has_labels(self.cursor.sequence) { 0 } else { ASKED_MAX - 1 };
+        while self.asked.len() > most
+            && let Some((rows, pending)) = self.asked.pop_front()
+        {
+            // Rows whose query was refused or given up stay without a prediction.
+            if let Ok(Ok(answer)) = pending.blocking_recv() {
+                self.queue.predicted(&rows, &answer.predictions, self.cursor.sequence);
+            }
+        }
     }
 
     /// Carries out the decisions that were made at this version.

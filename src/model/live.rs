@@ -173,7 +173,8 @@ impl Live {
     pub fn figures(&self) -> ModelFigures {
         let status = self.status.lock();
         // Read within the same look: the head only grows, so no row is decided that it does not count.
-        let waiting = self.stream.head().saturating_sub(status.version.sequence);
+        let head = self.stream.head();
+        let waiting = status.waiting(head);
         let counters = status.tally.counters;
         let scores = |score: Score| ScoreFigures {
             accuracy_ratio: (self.stream.schema.is_classified() && score.rows > 0)
@@ -183,7 +184,7 @@ impl Live {
         ModelFigures {
             model: self.name.clone(),
             status: if status.failure.is_some() { "failed" } else { "live" },
-            accepted_rows: counters.decided() + waiting,
+            accepted_rows: waiting.accepted,
             rows: RowFigures {
                 learned: counters.learned,
                 learned_in_part: counters.learned_in_part,
@@ -191,12 +192,14 @@ impl Live {
                 held_out: counters.held_out,
                 quarantined: counters.quarantined,
                 expired: counters.expired,
-                waiting,
+                waiting: waiting.rows,
             },
             epoch: status.version.epoch,
             sequence: status.version.sequence,
             snapshot_age_seconds: self.snapshot_age(&status).as_secs_f64(),
-            lag_rows: waiting,
+            waiting_for_label_rows: waiting.for_label,
+            labels: counters.labels,
+            lag_rows: head.saturating_sub(status.version.sequence),
             steps: status.tally.steps,
             whole: scores(status.tally.whole),
             sliding: scores(status.tally.sliding.score()),

@@ -13,6 +13,7 @@ pub mod decision;
 pub mod drift;
 mod driver;
 pub mod kind;
+mod late;
 pub mod live;
 pub mod network;
 pub mod overload;
@@ -41,6 +42,7 @@ use crate::stream::{Stream, StreamError};
 
 use checkpoint::CheckpointError;
 use decision::{Decision, DecisionError};
+use predict::Predictor;
 use status::Tally;
 
 /// What stops a driver.
@@ -112,6 +114,8 @@ pub struct Ground {
     pub metrics: Arc<Metrics>,
     /// How models are driven.
     pub settings: Settings,
+    /// Answers how rows are predicted that come before their labels.
+    pub predictor: Predictor,
     /// Called where the disk has failed to keep what it was given: the process has to end.
     pub fatal: fn(&dyn std::fmt::Display),
     /// Of each stream, how far back each model's checkpoints need it.
@@ -127,9 +131,10 @@ impl Ground {
         committer: Committer,
         metrics: Arc<Metrics>,
         settings: Settings,
+        predictor: Predictor,
         fatal: fn(&dyn std::fmt::Display),
     ) -> Ground {
-        Ground { disk, data_dir, folder_identity, committer, metrics, settings, fatal, needed: Mutex::default() }
+        Ground { disk, data_dir, folder_identity, committer, metrics, settings, predictor, fatal, needed: Mutex::default() }
     }
 
     /// Makes a decision durable.
@@ -145,8 +150,9 @@ impl Ground {
         budget_bytes.map_or(most, |budget| budget.min(most))
     }
 
-    /// Notes that `model` needs the rows of `stream` after `sequence`.
+    /// Notes that `model` needs the rows of `stream` after `sequence`, and those before whose labels may come yet.
     fn need(&self, stream: &Stream, model: u32, sequence: Sequence) {
+        let sequence = sequence.saturating_sub(stream.schema.label_window());
         self.needed.lock().entry(stream.id).or_default().insert(model, sequence);
     }
 

@@ -19,6 +19,8 @@ use crate::rows::Rows;
 struct Query {
     model: Arc<Live>,
     rows: Rows,
+    /// Whether a client asks, and not the model's own driver.
+    counts: bool,
     reply: oneshot::Sender<Result<Answer, PredictError>>,
 }
 
@@ -48,6 +50,9 @@ pub enum PredictError {
     Refused(String),
 }
 
+/// An answer that is being found.
+pub(super) type Pending = oneshot::Receiver<Result<Answer, PredictError>>;
+
 /// The door to the predicting threads.
 #[derive(Clone, Debug)]
 pub struct Predictor {
@@ -68,13 +73,19 @@ impl Predictor {
         Ok(Predictor { queue, queue_max })
     }
 
-    /// Asks `model` about `rows`.
-    pub async fn predict(&self, model: Arc<Live>, rows: Rows) -> Result<Answer, PredictError> {
+    /// Asks `model` about `rows`, for one of its clients or (not `counts`) for itself; the answer comes later.
+    pub(super) fn ask(&self, model: Arc<Live>, rows: Rows, counts: bool) -> Result<Pending, PredictError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Query { model, rows, reply }).map_err(|error| match error {
+        self.queue.try_send(Query { model, rows, counts, reply }).map_err(|error| match error {
             TrySendError::Full(_) => PredictError::Busy(self.queue_max),
             TrySendError::Disconnected(_) => PredictError::Stopping,
         })?;
+        Ok(answer)
+    }
+
+    /// Asks `model` about `rows` for a client.
+    pub async fn predict(&self, model: Arc<Live>, rows: Rows) -> Result<Answer, PredictError> {
+        let answer = self.ask(model, rows, true)?;
         answer.await.unwrap_or(Err(PredictError::Unavailable("the query was given up; the service's messages say why".into())))
     }
 }
@@ -110,6 +121,7 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
     metrics.predict_batch_rows.observe(rows.count as f64);
     match predict_in_chunks(&published, &rows, batch_rows_max) {
         Ok(predictions) => {
+            let asked: usize = queries.iter().filter(|query| query.counts).map(|query| query.rows.count).sum();
             let mut start = 0;
             for query in queries {
                 let end = start + query.rows.count;
@@ -117,7 +129,7 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
                 drop(query.reply.send(Ok(Answer { version: published.version, predictions })));
                 start = end;
             }
-            model.predict_rows.inc_by(rows.count as u64);
+            model.predict_rows.inc_by(asked as u64);
         }
         Err(error) => {
             let text = error.to_string();

@@ -1,40 +1,64 @@
 //! The driver's queue: the record that is being folded, cut into steps, counted in the model's ledger.
 //!
 //! Where every row is learned, a step begins after the last one and ends at `step_rows` rows or with its record. That rule has no
-//! memory, so replay from any checkpoint cuts the same steps. Where a decision keeps some rows of many, a step is gathered from them.
+//! memory, so replay from any checkpoint cuts the same steps. Where a decision keeps some rows of many, a step is gathered from them;
+//! and so it is from the rows of late labels, which are read from the log again.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
-use crate::fold::{Fold, Sequence, Step};
+use crate::fold::{Fold, Label, Predictions, Score, Sequence, Step};
 use crate::ledger::{Guard, Part};
 use crate::limits::LABEL_BYTES_MAX;
-use crate::rows::Rows;
-use crate::stream::{Schema, Stream};
+use crate::rows::{Rows, Target};
+use crate::stream::record::{LabelValue, Record};
+use crate::stream::{Schema, Stream, StreamError};
 
 use super::ModelError;
 use super::choice::coreset_bytes;
+use super::late::{Late, ring_bytes};
 use super::overload::{Take, Window};
 
 /// What lies between two versions, and what becomes of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Passage {
-    /// The first row.
+    /// The first row, or label.
     pub first: Sequence,
-    /// The last row, which makes the version.
+    /// The last, which makes the version.
     pub last: Sequence,
-    /// Rows of it that are given to the fold, as one step; 0 where there is none.
+    /// Rows that are given to the fold, as one step; 0 where there is none.
     pub rows: u64,
     /// Rows of it that are given away.
     pub skipped: Vec<RangeInclusive<Sequence>>,
+    /// Numbers of it that are labels.
+    pub labels: u64,
+    /// Rows of before that expire by it.
+    pub expired: u64,
+    /// How the step's rows were predicted when they came, where that was before their labels.
+    pub scored: Option<Score>,
 }
 
-/// Rows that were read from the log.
+/// What comes next.
+#[derive(Debug)]
+pub(super) struct Pulled {
+    pub(super) passage: Passage,
+    pub(super) step: Option<Step>,
+    /// Rows of it that wait for their labels, to be predicted now.
+    pub(super) arrived: Option<(Vec<Sequence>, Rows)>,
+}
+
+/// What was read from the log, or gathered.
 struct Held {
     first: Sequence,
     last: Sequence,
-    rows: Rows,
+    content: Content,
     _guard: Guard,
+}
+
+enum Content {
+    Rows(Rows),
+    /// Which row each is of, and what it says; none where no row waited for it.
+    Labels(Vec<Option<(Sequence, Label)>>),
 }
 
 /// Rows that a decision keeps, of all up to `through`.
@@ -52,6 +76,13 @@ pub(super) struct Queue {
     /// The record that a step is being gathered from.
     looked_up: Option<Held>,
     selection: Option<Selection>,
+    late: Option<Waiting>,
+}
+
+/// Rows that wait for their labels, counted.
+struct Waiting {
+    rows: Late,
+    _guard: Guard,
 }
 
 /// Bytes that a queue over a stream of `schema` holds at most: the record whose last step runs, the next one, and that one's
@@ -65,7 +96,12 @@ pub fn queued_bytes_max(schema: &Schema, window: Option<Window>) -> u64 {
             record_bytes_max(schema) + 2 * held_bytes(schema, rows as usize) + coreset_bytes(rows, schema.width() as u64)
         }
     };
-    3 * record_bytes_max(schema) + chosen
+    // The record that a row is looked up in, the step that is gathered, and two lots of rows that are being predicted.
+    let late = match schema.label_window() {
+        0 => 0,
+        window => 4 * record_bytes_max(schema) + ring_bytes(window, schema.class_count() as u64),
+    };
+    3 * record_bytes_max(schema) + chosen + late
 }
 
 fn record_bytes_max(schema: &Schema) -> u64 {
@@ -105,13 +141,51 @@ impl Queue {
         self.selection.as_ref().map_or((0, cursor), |of| (of.kept.len() as u64, of.through.max(cursor)))
     }
 
-    /// What comes after `cursor`, with the step of it, if it has one; none where the log ends.
-    pub(super) fn next(
+    /// Begins at `version`, after the rows of `origin` and before: which of the newest wait for their labels is read from the log.
+    pub(super) fn recall(
         &mut self,
         stream: &Stream,
-        cursor: Sequence,
+        origin: Sequence,
+        version: Sequence,
         fold: &dyn Fold,
-    ) -> Result<Option<(Passage, Option<Step>)>, ModelError> {
+    ) -> Result<(), ModelError> {
+        let window = stream.schema.label_window();
+        if window == 0 {
+            return Ok(());
+        }
+        let width = stream.schema.class_count();
+        let guard = fold.ledger().take(Part::QueuedRows, ring_bytes(window, width as u64));
+        let mut late = Late::new(window, width);
+        let mut next = (version + 1).saturating_sub(window).max(origin + 1);
+        while next <= version {
+            let Some(held) = read(stream, next, fold)? else { break };
+            for number in next..=held.last.min(version) {
+                late.pass(number);
+                match &held.content {
+                    Content::Rows(rows) if !is_known(rows, (number - held.first) as usize) => late.arrive(number),
+                    Content::Rows(_) => {}
+                    Content::Labels(labels) => {
+                        if let Some((row, label)) = labels[(number - held.first) as usize] {
+                            late.label(row, number, label);
+                        }
+                    }
+                }
+            }
+            next = held.last + 1;
+        }
+        self.late = Some(Waiting { rows: late, _guard: guard });
+        Ok(())
+    }
+
+    /// What was predicted for rows that wait for their labels.
+    pub(super) fn predicted(&mut self, rows: &[Sequence], predictions: &Predictions, cursor: Sequence) {
+        if let Some(late) = &mut self.late {
+            late.rows.predict(rows, predictions, cursor);
+        }
+    }
+
+    /// What comes after `cursor`; none where the log ends.
+    pub(super) fn next(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Option<Pulled>, ModelError> {
         if self.selection.is_some() {
             return self.next_selected(stream, cursor, fold).map(Some);
         }
@@ -122,19 +196,84 @@ impl Queue {
         }
         let Some(held) = &self.present else { return Ok(None) };
         let start = (wanted - held.first) as usize;
-        let end = held.rows.count.min(start + fold.step_rows());
-        let step = Step::starting(wanted, held.rows.slice(start..end));
-        let passage = Passage { first: wanted, last: step.last, rows: step.rows.count as u64, skipped: Vec::new() };
-        Ok(Some((passage, Some(step))))
+        match &held.content {
+            Content::Rows(rows) => {
+                let rows = rows.slice(start..rows.count.min(start + fold.step_rows()));
+                Ok(Some(self.next_rows(wanted, rows)))
+            }
+            Content::Labels(labels) => {
+                let labels = labels[start..].to_vec();
+                self.next_labels(stream, wanted, &labels, fold).map(Some)
+            }
+        }
+    }
+
+    /// Whether what comes after `cursor` is labels, as far as it has been read.
+    pub(super) fn has_labels(&self, cursor: Sequence) -> bool {
+        let next = self.present.as_ref().filter(|held| held.last > cursor);
+        next.is_some_and(|held| matches!(held.content, Content::Labels(_)))
+    }
+
+    /// Rows from the number `first` on: those with labels are a step, and the others wait for theirs.
+    fn next_rows(&mut self, first: Sequence, rows: Rows) -> Pulled {
+        let last = first + rows.count as u64 - 1;
+        let mut passage = Passage { first, last, rows: rows.count as u64, ..Passage::default() };
+        let Some(late) = &mut self.late else {
+            return Pulled { passage, step: Some(Step { last, rows }), arrived: None };
+        };
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for place in 0..rows.count {
+            passage.expired += u64::from(late.rows.pass(first + place as u64));
+            if is_known(&rows, place) {
+                known.push(place);
+            } else {
+                late.rows.arrive(first + place as u64);
+                unknown.push(place);
+            }
+        }
+        passage.rows = known.len() as u64;
+        let numbers = || unknown.iter().map(|&place| first + place as u64).collect();
+        let arrived = (!unknown.is_empty()).then(|| (numbers(), Rows { target: None, ..rows.gather(&unknown) }));
+        let step = (!known.is_empty()).then(|| Step { last, rows: rows.gather(&known) });
+        Pulled { passage, step, arrived }
+    }
+
+    /// Labels from the number `first` on, up to a step's worth of those whose rows wait for them.
+    fn next_labels(
+        &mut self,
+        stream: &Stream,
+        first: Sequence,
+        labels: &[Option<(Sequence, Label)>],
+        fold: &dyn Fold,
+    ) -> Result<Pulled, ModelError> {
+        let mut passage = Passage { first, ..Passage::default() };
+        let (mut numbers, mut said, mut scored) = (Vec::new(), Vec::new(), Score::default());
+        for (number, label) in (first..).zip(labels) {
+            passage.last = number;
+            passage.labels += 1;
+            let Some(late) = &mut self.late else { continue };
+            passage.expired += u64::from(late.rows.pass(number));
+            if let Some((row, label)) = *label
+                && let Some(score) = late.rows.label(row, number, label)
+            {
+                scored.add(score);
+                numbers.push(row);
+                said.push(label);
+            }
+            if numbers.len() == fold.step_rows() {
+                break;
+            }
+        }
+        if numbers.is_empty() {
+            return Ok(Pulled { passage, step: None, arrived: None });
+        }
+        (passage.rows, passage.scored) = (numbers.len() as u64, Some(scored));
+        let rows = Rows { target: target(&said), ..self.gather(stream, &numbers, fold)? };
+        Ok(Pulled { step: Some(Step { last: passage.last, rows }), passage, arrived: None })
     }
 
     /// The next rows that were kept, as one step, and those given away before them; after the last of them also those behind.
-    fn next_selected(
-        &mut self,
-        stream: &Stream,
-        cursor: Sequence,
-        fold: &dyn Fold,
-    ) -> Result<(Passage, Option<Step>), ModelError> {
+    fn next_selected(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Pulled, ModelError> {
         let mut chosen = Vec::new();
         let mut last = cursor;
         if let Some(selection) = &mut self.selection {
@@ -142,35 +281,44 @@ impl Queue {
             last = if selection.kept.is_empty() { selection.through } else { chosen.last().copied().unwrap_or(cursor) };
             self.selection = self.selection.take_if(|selection| !selection.kept.is_empty());
         }
-        let passage = Passage { first: cursor + 1, last, rows: chosen.len() as u64, skipped: gaps(cursor + 1, last, &chosen) };
+        let (first, skipped) = (cursor + 1, gaps(cursor + 1, last, &chosen));
+        let passage = Passage { first, last, rows: chosen.len() as u64, skipped, ..Passage::default() };
         if chosen.is_empty() {
-            return Ok((passage, None));
+            return Ok(Pulled { passage, step: None, arrived: None });
         }
         let rows = self.gather(stream, &chosen, fold)?;
         let guard = fold.ledger().take(Part::QueuedRows, held_bytes(&stream.schema, rows.count));
-        self.before = self.present.replace(Held { first: cursor + 1, last, rows: rows.clone(), _guard: guard });
-        Ok((passage, Some(Step { last, rows })))
+        self.before = self.present.replace(Held { first, last, content: Content::Rows(rows.clone()), _guard: guard });
+        Ok(Pulled { passage, step: Some(Step { last, rows }), arrived: None })
     }
 
-    /// Copies of the rows with these numbers, in this order.
+    /// Copies of the rows with these numbers, in this order. Each record is read once.
     pub(super) fn gather(&mut self, stream: &Stream, numbers: &[Sequence], fold: &dyn Fold) -> Result<Rows, ModelError> {
+        let mut order: Vec<usize> = (0..numbers.len()).collect();
+        order.sort_by_key(|&place| numbers[place]);
         let mut parts = Vec::new();
-        let mut rest = numbers;
+        let mut rest = order.as_slice();
         while let Some(&next) = rest.first() {
+            let next = numbers[next];
             if !self.looked_up.as_ref().is_some_and(|held| (held.first..=held.last).contains(&next)) {
                 self.looked_up = None;
                 self.looked_up = read(stream, next, fold)?;
             }
-            let held = self.looked_up.as_ref().filter(|held| held.first <= next);
-            let held = held.ok_or_else(|| ModelError::Inconsistent(format!("row {next} is not in the log")))?;
-            let inside = rest.iter().take_while(|number| (held.first..=held.last).contains(number)).count();
-            let (these, after) = rest.split_at(inside);
-            let places: Vec<usize> = these.iter().map(|number| (number - held.first) as usize).collect();
-            parts.push(held.rows.gather(&places));
+            let Some(Held { first, last, content: Content::Rows(rows), .. }) = &self.looked_up else {
+                return Err(ModelError::Inconsistent(format!("row {next} is not in the log")));
+            };
+            let (these, after) = rest.split_at(rest.partition_point(|&place| numbers[place] <= *last));
+            let places: Vec<usize> = these.iter().map(|&place| (numbers[place] - first) as usize).collect();
+            parts.push(rows.gather(&places));
             rest = after;
         }
-        let parts: Vec<&Rows> = parts.iter().collect();
-        Ok(Rows::concatenate(&parts).unwrap_or_default())
+        let rows = Rows::concatenate(&parts.iter().collect::<Vec<_>>()).unwrap_or_default();
+        if order.is_sorted() {
+            return Ok(rows);
+        }
+        let mut places = vec![0; order.len()];
+        order.into_iter().enumerate().for_each(|(at, place)| places[place] = at);
+        Ok(rows.gather(&places))
     }
 
     /// Lets go of what is decided.
@@ -183,17 +331,44 @@ impl Queue {
     }
 }
 
-/// The record with the row `wanted`, counted; none where the log ends before it.
+/// The record with the number `wanted`, counted; none where the log ends before it.
 fn read(stream: &Stream, wanted: Sequence, fold: &dyn Fold) -> Result<Option<Held>, ModelError> {
     let _decoding = fold.ledger().take(Part::QueuedRows, record_bytes_max(&stream.schema));
-    let Some((first, rows)) = stream.read_rows(wanted)? else { return Ok(None) };
+    let Some((first, record)) = stream.read(wanted)? else { return Ok(None) };
     if first > wanted {
         return Err(ModelError::Inconsistent(format!("rows {wanted} to {} are no longer in the log", first - 1)));
     }
-    let guard = fold.ledger().take(Part::QueuedRows, held_bytes(&stream.schema, rows.count));
-    // A step needs neither: they are not to be copied with each.
-    let rows = Rows { ids: None, times_ms: None, ..rows };
-    Ok(Some(Held { first, last: first + rows.count as u64 - 1, rows, _guard: guard }))
+    let span = record.span();
+    let guard = fold.ledger().take(Part::QueuedRows, held_bytes(&stream.schema, span as usize));
+    let content = match record {
+        // A step needs neither: they are not to be copied with each.
+        Record::Rows(rows) => Content::Rows(Rows { ids: None, times_ms: None, ..rows }),
+        Record::Labels(labels) => Content::Labels(labels.iter().map(|label| Some((label.at?, plain(&label.value)?))).collect()),
+        Record::Revocation(_) => return Err(StreamError::reserved(stream, first).into()),
+    };
+    Ok(Some(Held { first, last: first + span - 1, content, _guard: guard }))
+}
+
+/// What a label says, where it is of a kind that doors take.
+fn plain(value: &LabelValue) -> Option<Label> {
+    match *value {
+        LabelValue::Class(class) => Some(Label::Class(class)),
+        LabelValue::Value(value) => Some(Label::Value(value)),
+        LabelValue::Distribution(_) => None,
+    }
+}
+
+/// Whether a row came with its label, or needs none.
+fn is_known(rows: &Rows, place: usize) -> bool {
+    rows.target.as_ref().is_none_or(|target| target.is_known(place))
+}
+
+/// Labels as a step has them; all are of one kind.
+fn target(labels: &[Label]) -> Option<Target> {
+    let classes = labels.iter().map(|label| if let Label::Class(class) = label { Some(*class) } else { None });
+    let values = labels.iter().map(|label| if let Label::Value(value) = label { Some(*value) } else { None });
+    let classes: Option<Vec<u32>> = classes.collect();
+    classes.map(Target::Classes).or_else(|| values.collect::<Option<Vec<f32>>>().map(Target::Values))
 }
 
 /// The runs of `first` to `last` without `kept`, which lie among them in their order.

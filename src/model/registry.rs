@@ -138,6 +138,11 @@ impl Models {
         }
         spec.overload.check(self.ground.settings.lag_rows_max).map_err(RegistryError::Invalid)?;
         let stream = self.streams.get(&spec.stream)?;
+        if spec.overload.may_skip() && stream.schema.late_labels.is_some() {
+            let reason =
+                "overload: a stream with late labels is learned under backpressure; rows that wait for labels are not skipped";
+            return Err(RegistryError::Invalid(reason.into()));
+        }
         let id = self.streams.log().next_model_id()?;
         // From here on the log keeps what the model will begin with.
         self.ground.need(&stream, id, 0);

@@ -32,6 +32,9 @@ pub struct Counters {
     pub quarantined: u64,
     /// Their labels never came.
     pub expired: u64,
+    /// Labels that were read, which are no rows but have numbers as they do.
+    #[serde(default)]
+    pub labels: u64,
 }
 
 impl Counters {
@@ -191,6 +194,16 @@ impl Status {
         self.plan = planned.plan.clone();
     }
 
+    /// Rows of a stream with `head` that are not decided, those among them that only wait for their labels, and rows that were
+    /// accepted for the model. A label that has not been read yet counts as a row.
+    pub fn waiting(&self, head: Sequence) -> Waiting {
+        let Counters { labels, .. } = self.tally.counters;
+        let decided = self.tally.counters.decided();
+        let for_label = (self.version.sequence - self.origin).saturating_sub(decided + labels);
+        let rows = head.saturating_sub(self.version.sequence) + for_label;
+        Waiting { rows, for_label, accepted: decided + rows }
+    }
+
     /// Notes that the rows of `passage` are decided, the step of it as its outcome says; a rise of the loss, where one is noticed by
     /// it.
     pub fn settle(&mut self, passage: &Passage, outcome: Option<&Outcome>, now: Instant) -> Option<Shift> {
@@ -203,6 +216,8 @@ impl Status {
             }
             self.skips.push_back(range.clone());
         }
+        self.tally.counters.labels += passage.labels;
+        self.tally.counters.expired += passage.expired;
         let outcome = outcome?;
         let tally = &mut self.tally;
         tally.steps += 1;
@@ -220,17 +235,21 @@ impl Status {
                 Some(reason.clone())
             }
         };
+        // A row whose label came late is scored by what was predicted when it came itself. Drifts go by what replay finds again.
+        let score = passage.scored.unwrap_or(outcome.score);
+        if score.rows > 0 {
+            tally.whole.add(score);
+            tally.sliding.push(score);
+        }
         let mut rise = None;
         if outcome.score.rows > 0 {
-            tally.whole.add(outcome.score);
-            tally.sliding.push(outcome.score);
             rise = tally.drift.push(outcome.score.loss / outcome.score.rows as f64, outcome.last);
         }
         if self.recent.len() == RECENT_OUTCOMES {
             self.recent.pop_front();
         }
         let quarantined = if matches!(outcome.verdict, Verdict::Quarantined(_)) { outcome.rows } else { 0 };
-        self.recent.push_back(Recent { first: passage.first, last: passage.last, quarantined, score: outcome.score });
+        self.recent.push_back(Recent { first: passage.first, last: passage.last, quarantined, score });
         // Rows that are skipped took no time.
         self.rate.add(outcome.rows, now);
         rise
@@ -263,6 +282,17 @@ struct Recent {
     last: Sequence,
     quarantined: u64,
     score: Score,
+}
+
+/// Rows of a model that are not decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// All of them.
+    pub rows: u64,
+    /// Those that the model has seen, and whose labels it waits for.
+    pub for_label: u64,
+    /// They and all that are decided.
+    pub accepted: u64,
 }
 
 /// What became of a client's own rows.
@@ -309,7 +339,7 @@ mod tests {
 
     /// The end of a step of rows that follow each other.
     fn settle(status: &mut Status, last: u64, rows: u64, verdict: Verdict, score: Score) {
-        let passage = Passage { first: last + 1 - rows, last, rows, skipped: Vec::new() };
+        let passage = Passage { first: last + 1 - rows, last, rows, ..Passage::default() };
         status.settle(&passage, Some(&Outcome { ordinal: 0, last, rows, verdict, score }), Instant::now());
     }
 
@@ -341,11 +371,25 @@ mod tests {
     }
 
     #[test]
+    fn rows_wait_until_their_labels_come_or_they_expire() {
+        let mut status = Status::new(Version { epoch: 0, sequence: 100 }, 100, Tally::new(4, 0.002));
+        assert_eq!(status.waiting(105), Waiting { rows: 5, for_label: 0, accepted: 5 });
+        status.settle(&Passage { first: 101, last: 105, ..Passage::default() }, None, Instant::now());
+        assert_eq!(status.waiting(108), Waiting { rows: 8, for_label: 5, accepted: 8 });
+        let passage =
+            Passage { first: 106, last: 108, rows: 2, labels: 3, expired: 1, scored: Some(score(1, 1)), ..Passage::default() };
+        let outcome = Outcome { ordinal: 0, last: 108, rows: 2, verdict: Verdict::Learned, score: score(2, 0) };
+        status.settle(&passage, Some(&outcome), Instant::now());
+        assert_eq!(status.waiting(108), Waiting { rows: 2, for_label: 2, accepted: 5 });
+        assert_eq!(status.tally.whole, score(1, 1), "by what was predicted when the rows came");
+    }
+
+    #[test]
     fn skipped_rows_are_counted_and_told_to_whoever_posted_them() {
         let mut status = Status::new(Version::default(), 0, Tally::new(4, 0.002));
         settle(&mut status, 2, 2, Verdict::Learned, score(2, 1));
         let skipped = std::iter::once(3..=10).collect();
-        status.settle(&Passage { first: 3, last: 10, rows: 0, skipped }, None, Instant::now());
+        status.settle(&Passage { first: 3, last: 10, skipped, ..Passage::default() }, None, Instant::now());
         settle(&mut status, 12, 2, Verdict::Learned, score(2, 1));
         assert_eq!((status.version.sequence, status.tally.counters.skipped, status.tally.counters.decided()), (12, 8, 12));
         for (first, last, skipped) in [(1, 2, 0), (1, 3, 1), (3, 10, 8), (5, 6, 2), (9, 12, 2), (11, 12, 0), (1, 12, 8)] {
@@ -353,7 +397,7 @@ mod tests {
         }
         // A step of rows 14 and 16, and what lay around them.
         let outcome = Outcome { ordinal: 2, last: 17, rows: 2, verdict: Verdict::Learned, score: score(2, 2) };
-        let passage = Passage { first: 13, last: 17, rows: 2, skipped: vec![13..=13, 15..=15, 17..=17] };
+        let passage = Passage { first: 13, last: 17, rows: 2, skipped: vec![13..=13, 15..=15, 17..=17], ..Passage::default() };
         status.settle(&passage, Some(&outcome), Instant::now());
         assert_eq!((status.tally.counters.skipped, status.tally.counters.decided()), (11, 17));
         assert_eq!((status.learned(13, 14).skipped, status.learned(13, 17).skipped), (1, 3));

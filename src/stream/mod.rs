@@ -1,11 +1,13 @@
 //! What arrives: streams, each a schema and a durable log of rows.
 //!
 //! The way of a post is the order of the files: [`schema`] says what a row is, [`decode`] reads bytes into rows ([`category`] turns
-//! words into numbers), [`record`] puts rows into the log's form, [`log`] makes them durable. [`Streams`] is the registry that the doors use.
+//! words into numbers), [`record`] puts rows into the log's form, [`log`] makes them durable, and `late` remembers which of them wait for
+//! their labels. [`Streams`] is the registry that the doors use.
 
 mod arrivals;
 pub mod category;
 pub mod decode;
+mod late;
 pub mod log;
 mod name;
 pub mod record;
@@ -25,11 +27,12 @@ use tokio::sync::oneshot;
 
 use crate::fold::Sequence;
 use crate::limits;
-use crate::rows::Rows;
+use crate::rows::{Rows, Target};
 
 use arrivals::Arrivals;
+use late::{IdHash, Late, id_hash, unlabelled};
 use log::{Committed, Committer, Encoded, Entry, Key, Log, LogError};
-use record::{Envelope, Record, RecordError};
+use record::{Envelope, Label, LabelValue, Record, RecordError};
 
 pub use name::check_name;
 pub use schema::Schema;
@@ -73,6 +76,14 @@ pub enum StreamError {
         /// What is wrong.
         error: RecordError,
     },
+}
+
+impl StreamError {
+    /// A record of a kind that this version writes for nobody.
+    pub(crate) fn reserved(stream: &Stream, from: Sequence) -> StreamError {
+        let error = RecordError::unexpected("it is of a kind that this version does not know");
+        StreamError::Corrupt { stream: stream.name.clone(), from, error }
+    }
 }
 
 /// The acknowledgement of a post.
@@ -121,6 +132,8 @@ pub struct Stream {
     in_flight: Mutex<BTreeSet<String>>,
     /// How fast rows come.
     arrivals: Mutex<Arrivals>,
+    /// Rows that wait for their labels.
+    late: Mutex<Late>,
 }
 
 impl Stream {
@@ -147,19 +160,52 @@ impl Stream {
         self.sleepers.lock().push(waker);
     }
 
-    /// The record with the row `from`: the sequence number of its first row, and its rows. Where that row is no longer kept it is
-    /// the next record that is; none at the end.
+    /// The record with the number `from`: the number of its first row or label, and what it is. Where that one is no longer kept it
+    /// is the next record that is; none at the end.
     ///
     /// # Errors
     /// The log failed, or the record is not whole.
-    pub fn read_rows(&self, from: Sequence) -> Result<Option<(Sequence, Rows)>, StreamError> {
+    pub fn read(&self, from: Sequence) -> Result<Option<(Sequence, Record)>, StreamError> {
         let Some(stored) = self.log.read(self.id, from)? else { return Ok(None) };
         let corrupt = |error| StreamError::Corrupt { stream: self.name.clone(), from: stored.first, error };
         let Envelope { record, .. } = Envelope::decode(&stored.bytes).map_err(corrupt)?;
-        match record {
-            Record::Rows(rows) if rows.count as u64 == stored.rows => Ok(Some((stored.first, rows))),
-            _ => Err(corrupt(RecordError::unexpected("it is not the rows that the log says it is"))),
+        if record.span() != stored.rows {
+            return Err(corrupt(RecordError::unexpected("it has not as many rows as the log says")));
         }
+        Ok(Some((stored.first, record)))
+    }
+
+    /// [`Stream::read`], where it is known that rows are there.
+    ///
+    /// # Errors
+    /// As above, or the record is of another kind.
+    pub fn read_rows(&self, from: Sequence) -> Result<Option<(Sequence, Rows)>, StreamError> {
+        match self.read(from)? {
+            None => Ok(None),
+            Some((first, Record::Rows(rows))) => Ok(Some((first, rows))),
+            Some((from, _)) => {
+                let error = RecordError::unexpected("it is not rows");
+                Err(StreamError::Corrupt { stream: self.name.clone(), from, error })
+            }
+        }
+    }
+
+    /// The labels among the numbers `first` to `last` for which no row waited, with their places from `first` on.
+    ///
+    /// # Errors
+    /// The log failed, or a record is not whole.
+    pub fn unmatched(&self, first: Sequence, last: Sequence) -> Result<Vec<(u64, String)>, StreamError> {
+        let mut unmatched = Vec::new();
+        let mut next = first;
+        while next <= last
+            && let Some((from, record)) = self.read(next)?
+        {
+            let Record::Labels(labels) = record else { break };
+            next = from + labels.len() as u64;
+            let labels = (from..).zip(labels).filter(|(_, label)| label.at.is_none());
+            unmatched.extend(labels.map(|(number, label)| (number - first, label.row)));
+        }
+        Ok(unmatched)
     }
 
     /// Lets the log forget the rows before `before`, beyond `retain_bytes` that are kept anyway.
@@ -172,6 +218,7 @@ impl Stream {
 
     fn advance(&self, last: Sequence) {
         self.head.fetch_max(last, Release);
+        self.late.lock().advance(last);
         self.arrivals.lock().note(self.head(), Instant::now());
         self.sleepers.lock().retain(|sleeper| !matches!(sleeper.try_send(()), Err(TrySendError::Disconnected(()))));
     }
@@ -269,12 +316,60 @@ impl Streams {
     /// # Errors
     /// The log is full, or a post with the key is under way.
     pub fn submit(&self, stream: &Arc<Stream>, rows: Rows, key: Option<(String, [u8; 32])>) -> Result<Pending, StreamError> {
+        let most = stream.schema.record_rows();
+        let starts = (0..rows.count).step_by(most);
+        let records = starts.map(|start| Record::Rows(rows.slice(start..rows.count.min(start + most))));
+        let late = if stream.schema.late_labels.is_some() { unlabelled(&rows) } else { Vec::new() };
+        let noted = move |of: &Stream, first: Sequence| of.late.lock().arrive(first, late);
+        self.append(stream, records.collect(), rows.count as u64, key, noted)
+    }
+
+    /// Sends labels that have passed [`Schema::of_labels`] on their way to the disk, each with the number of its row, if that waits.
+    ///
+    /// # Errors
+    /// The stream has no late labels, the log is full, or a post with the key is under way.
+    pub fn submit_labels(
+        &self,
+        stream: &Arc<Stream>,
+        labels: Rows,
+        key: Option<(String, [u8; 32])>,
+    ) -> Result<Pending, StreamError> {
+        let (Some(_), Some(ids), Some(target)) = (stream.schema.late_labels, labels.ids, labels.target) else {
+            return Err(StreamError::Invalid(format!(
+                "rows of stream `{}` come with their labels: its schema has no late_labels",
+                stream.name
+            )));
+        };
+        let hashes: Vec<IdHash> = ids.iter().map(|id| id_hash(id)).collect();
+        let values: Vec<LabelValue> = match target {
+            Target::Classes(classes) => classes.into_iter().map(LabelValue::Class).collect(),
+            Target::Values(values) => values.into_iter().map(LabelValue::Value).collect(),
+        };
+        let labels: Vec<Label> = {
+            let late = stream.late.lock();
+            let labels = ids.into_iter().zip(&hashes).zip(values);
+            let label = |((row, id), value)| Label { row, at: late.find(id), value, source: None, weight: 1.0, supersedes: None };
+            labels.map(label).collect()
+        };
+        let records = labels.chunks(limits::RECORD_ROWS_MAX).map(|labels| Record::Labels(labels.to_vec()));
+        let noted = move |of: &Stream, _: Sequence| of.late.lock().label(&hashes);
+        self.append(stream, records.collect(), labels.len() as u64, key, noted)
+    }
+
+    /// Has records made durable; `noted` is told of the first one's number when they are, unless they had been before.
+    fn append(
+        &self,
+        stream: &Arc<Stream>,
+        records: Vec<Record>,
+        rows: u64,
+        key: Option<(String, [u8; 32])>,
+        noted: impl FnOnce(&Stream, Sequence) + Send + 'static,
+    ) -> Result<Pending, StreamError> {
         let (stored_bytes, bytes_max) = (self.stored_bytes(), self.bytes_max);
         if self.is_full() {
             return Err(StreamError::Full { stored_bytes, bytes_max });
         }
-        let count = rows.count as u64;
-        let records = encode(stream, &rows)?;
+        let records = records.into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let record_count = records.len() as u64;
         let key = key.map(|(key, fingerprint)| Key { key, fingerprint });
         let word = key.as_ref().map(|key| key.key.clone());
@@ -288,8 +383,11 @@ impl Streams {
         self.committer.submit(vec![Entry::Append { stream: stream.id, records, key }], move |committed| {
             let told = match committed.map(|mut committed| committed.pop()) {
                 Ok(Some(Committed::Appended { first, last, replayed })) => {
+                    if !replayed {
+                        noted(&of, first);
+                    }
                     of.advance(last);
-                    Ok(Receipt { first, last, rows: count, records: record_count, replayed })
+                    Ok(Receipt { first, last, rows, records: record_count, replayed })
                 }
                 Ok(Some(Committed::KeyReused)) => Err(StreamError::KeyReused),
                 Ok(_) => Err(StreamError::NotFound(of.name.clone())),
@@ -305,29 +403,52 @@ impl Streams {
     }
 }
 
-fn stream(id: u32, name: String, schema: Schema, log: Arc<dyn Log>) -> Result<Stream, LogError> {
-    let head = AtomicU64::new(log.bounds(id)?.1);
-    Ok(Stream {
+fn stream(id: u32, name: String, schema: Schema, log: Arc<dyn Log>) -> Result<Stream, StreamError> {
+    let head = log.bounds(id)?.1;
+    let window = schema.label_window();
+    let stream = Stream {
         id,
         name,
         schema,
         log,
-        head,
+        head: AtomicU64::new(head),
         sleepers: Mutex::default(),
         in_flight: Mutex::default(),
         arrivals: Mutex::default(),
-    })
+        late: Mutex::new(Late::new(window)),
+    };
+    *stream.late.lock() = still_late(&stream, head, window)?;
+    Ok(stream)
 }
 
-fn encode(stream: &Stream, rows: &Rows) -> Result<Vec<Encoded>, StreamError> {
-    let most = stream.schema.record_rows();
-    let starts = (0..rows.count).step_by(most);
-    let records = starts.map(|start| {
-        let rows = rows.slice(start..rows.count.min(start + most));
-        let count = rows.count as u64;
-        let bytes = Envelope { schema_version: 1, record: Record::Rows(rows) }.encode();
-        let bytes = bytes.map_err(|error| StreamError::Invalid(error.to_string()))?;
-        Ok(Encoded { bytes, rows: count })
-    });
-    records.collect()
+/// The rows at the end of the log that wait for their labels.
+fn still_late(stream: &Stream, head: Sequence, window: u64) -> Result<Late, StreamError> {
+    let mut late = Late::new(window);
+    let mut next = if window > 0 { (head + 1).saturating_sub(window).max(1) } else { head + 1 };
+    while next <= head {
+        let (first, record) = match stream.read(next) {
+            Ok(Some(read)) => read,
+            Ok(None) => break,
+            Err(error @ StreamError::Corrupt { .. }) => {
+                tracing::error!(stream = stream.name, %error, "labels of rows from there on will not find them");
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        next = first + record.span();
+        match record {
+            Record::Rows(rows) => late.arrive(first, unlabelled(&rows)),
+            Record::Labels(labels) => late.label(&labels.iter().map(|label| id_hash(&label.row)).collect::<Vec<_>>()),
+            Record::Revocation(_) => {}
+        }
+    }
+    late.advance(head);
+    Ok(late)
+}
+
+fn encode(record: Record) -> Result<Encoded, StreamError> {
+    let rows = record.span();
+    let bytes = Envelope { schema_version: 1, record }.encode();
+    let bytes = bytes.map_err(|error| StreamError::Invalid(error.to_string()))?;
+    Ok(Encoded { bytes, rows })
 }

@@ -36,11 +36,25 @@ pub enum Record {
     Revocation(Vec<String>),
 }
 
+impl Record {
+    /// How many sequence numbers it spans.
+    pub fn span(&self) -> u64 {
+        let count = match self {
+            Record::Rows(rows) => rows.count,
+            Record::Labels(labels) => labels.len(),
+            Record::Revocation(rows) => rows.len(),
+        };
+        count as u64
+    }
+}
+
 /// The label of a row that came before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Label {
     /// The row's id.
     pub row: String,
+    /// The row's sequence number; none where no row with the id waited when the label came.
+    pub at: Option<Sequence>,
     /// What it is.
     pub value: LabelValue,
     /// Who says so.
@@ -283,6 +297,7 @@ mod tests {
     fn labels_read_back() {
         let label = Label {
             row: "r1".into(),
+            at: Some(7),
             value: LabelValue::Distribution(vec![0.25, 0.75]),
             source: Some("desk".into()),
             weight: 0.5,

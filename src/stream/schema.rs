@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    CATEGORY_BUCKETS_MAX, CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX, ROW_BYTES_MAX,
+    CATEGORY_BUCKETS_MAX, CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, LABEL_WINDOW_ROWS_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX,
+    ROW_BYTES_MAX,
 };
 use crate::network::Column;
 use crate::rows::Element;
@@ -28,6 +29,17 @@ pub struct Schema {
     /// The column with each row's event time in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<String>,
+    /// Whether rows may come without their label, and have it later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late_labels: Option<LateLabels>,
+}
+
+/// How late a label may come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LateLabels {
+    /// A row expires when so many further rows and labels were accepted and its label was not among them.
+    pub window_rows: u64,
 }
 
 /// One feature.
@@ -199,10 +211,29 @@ impl Schema {
         if self.row_bytes() > ROW_BYTES_MAX {
             return Err(format!("a row has {} bytes, {ROW_BYTES_MAX} are the most", self.row_bytes()));
         }
+        if let Some(LateLabels { window_rows }) = self.late_labels {
+            if !(1..=LABEL_WINDOW_ROWS_MAX).contains(&window_rows) {
+                return Err(format!("late_labels: window_rows is {window_rows}, allowed are 1 to {LABEL_WINDOW_ROWS_MAX}"));
+            }
+            if self.target.is_none() || self.row_id.is_none() {
+                return Err("late_labels: the schema needs a target, and a row_id by which labels name their rows".into());
+            }
+        }
         match &self.target {
             Some(Target::Classes { name, classes }) => check_classes(name, classes),
             _ => Ok(()),
         }
+    }
+
+    /// What a post of late labels has: rows of an id and a target, and nothing else.
+    pub fn of_labels(&self) -> Schema {
+        let (target, row_id) = (self.target.clone(), self.row_id.clone());
+        Schema { fields: Vec::new(), target, row_id, event_time: None, late_labels: None }
+    }
+
+    /// How many further rows and labels a row waits for its label; 0 where labels come with their rows.
+    pub fn label_window(&self) -> u64 {
+        self.late_labels.map_or(0, |late| late.window_rows)
     }
 
     /// All columns: fields, target, id, time.
@@ -347,6 +378,13 @@ mod tests {
             (tensor("[4294967296,4294967296,4294967296]"), "1 to 4 sizes"),
             (tensor(&format!("[{}]", ROW_BYTES_MAX + 1)), "a row has"),
             (target(r#"{"name":"y","type":"classes","classes":1}"#), "1 classes"),
+            (format!(r#"{{"fields":[{x}],"late_labels":{{"window_rows":9}}}}"#), "needs a target, and a row_id"),
+            (
+                format!(
+                    r#"{{"fields":[{x}],"target":{{"name":"y","type":"regression"}},"row_id":"i","late_labels":{{"window_rows":0}}}}"#
+                ),
+                "window_rows is 0",
+            ),
             (target(&format!(r#"{{"name":"y","type":"classes","classes":{}}}"#, CLASSES_MAX + 1)), "65537 classes"),
             (target(r#"{"name":"y","type":"classes","classes":["a","a"]}"#), "there twice"),
             (

@@ -110,6 +110,19 @@ impl Client {
         self.post(path, "application/json", body.to_string()).await
     }
 
+    /// The model's view once it has seen all of its stream; rows may wait for their labels.
+    pub async fn caught_up(&self, model: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let view = self.get(&format!("/v1/models/{model}")).await.expect(200);
+            if view["lag_rows"] == 0 {
+                return view;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{model} has not caught up: {view}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The model's view once every row is decided.
     pub async fn settled(&self, model: &str) -> Value {
         let began = Instant::now();

@@ -133,6 +133,7 @@ fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
             Ok(word) => table.put_category(column, word),
             Err(_) => table.fault_at(slot, format!("`{}` is not UTF-8", shown(value))),
         },
+        Slot::Target if value.is_empty() && table.put_missing(slot) => {}
         Slot::Target => {
             let text = String::from_utf8_lossy(value);
             match parse(value) {

@@ -8,7 +8,8 @@
 //!
 //! A value of a categorical column is a text; JSON's whole numbers and booleans stand for theirs, so that all text formats agree. A
 //! value is missing where JSON has `null` or no such key, where a CSV cell is empty or the file lacks the column, and, in a
-//! categorical column, where a text is empty. What is missing in a column that is not optional is a fault.
+//! categorical column, where a text is empty. What is missing in a column that is not optional is a fault; a label may be missing where
+//! the schema has `late_labels`.
 
 mod csv;
 mod json;
@@ -34,7 +35,8 @@ pub enum Format {
     /// A header line, then a line for each row; a tensor `t` has the columns `t_0`, `t_1`, …
     Csv,
     /// Little-endian sections: all features row by row (numeric columns as f32), then targets (u32 or f32), then row ids (u64),
-    /// then event times (i64), each where the schema has it. Not for schemas with categorical or optional columns.
+    /// then event times (i64), each where the schema has it. Not for schemas with categorical or optional columns. A target that has
+    /// yet to come is 2³² − 1 as a class and NaN as a value.
     Raw,
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{DecodeError, Fault, Faults, Purpose};
 use crate::limits::POST_ROWS_MAX;
-use crate::rows::{Block, Element, Rows, Target as Labels};
+use crate::rows::{Block, Element, NO_CLASS, Rows, Target as Labels};
 use crate::stream::schema::{Field, Schema, Target};
 
 pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<Rows, DecodeError> {
@@ -34,7 +34,8 @@ pub(super) fn decode(schema: &Schema, body: Bytes, purpose: Purpose) -> Result<R
     if schema.element() == Element::F32 {
         check_finite(schema, &features, &mut faults);
     }
-    let target = target.map(|target| labels(target, &sections.take(count * 4), &mut faults));
+    let late = schema.late_labels.is_some();
+    let target = target.map(|target| labels(target, late, &sections.take(count * 4), &mut faults));
     let ids = has_id.then(|| words(&sections.take(count * 8)).map(|word| u64::from_le_bytes(word).to_string()).collect());
     let times_ms = has_time.then(|| words(&sections.take(count * 8)).map(i64::from_le_bytes).collect());
     if faults.total > 0 {
@@ -73,19 +74,22 @@ fn check_finite(schema: &Schema, features: &[u8], faults: &mut Faults) {
     }
 }
 
-fn labels(target: &Target, section: &[u8], faults: &mut Faults) -> Labels {
+/// The labels; where they may come late, one that has yet to come is 2³² − 1 as a class and NaN as a value.
+fn labels(target: &Target, late: bool, section: &[u8], faults: &mut Faults) -> Labels {
     let column = Some(target.name());
     match target {
         Target::Classes { classes, .. } => {
             let labels: Vec<u32> = words(section).map(u32::from_le_bytes).collect();
-            for (row, class) in labels.iter().enumerate().filter(|(_, class)| **class as usize >= classes.count()) {
+            let is_wrong = |class: u32| class as usize >= classes.count() && !(late && class == NO_CLASS);
+            for (row, &class) in labels.iter().enumerate().filter(|(_, class)| is_wrong(**class)) {
                 faults.add(Some(row as u64), column, format!("{class} is not a class from 0 to {}", classes.count() - 1));
             }
             Labels::Classes(labels)
         }
         Target::Regression { .. } => {
             let labels: Vec<f32> = words(section).map(f32::from_le_bytes).collect();
-            for (row, value) in labels.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+            let is_wrong = |value: f32| !(value.is_finite() || late && value.is_nan());
+            for (row, &value) in labels.iter().enumerate().filter(|(_, value)| is_wrong(**value)) {
                 faults.add(Some(row as u64), column, format!("{value} is not a finite number"));
             }
             Labels::Values(labels)

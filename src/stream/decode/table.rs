@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::{DecodeError, Faults, Purpose};
 use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, MISSING_BYTES_MAX, POST_ROWS_MAX};
 use crate::network::Column;
-use crate::rows::{Block, Element, Rows, Target as Labels};
+use crate::rows::{Block, Element, NO_CLASS, NO_VALUE, Rows, Target as Labels};
 use crate::stream::category::{Hash, MISSING};
 use crate::stream::schema::{Classes, Field, Schema, Target};
 
@@ -282,12 +282,28 @@ impl<'a> Table<'a> {
 
     /// Says in the row that the value of `slot` is missing; false where it may not be.
     pub(super) fn put_missing(&mut self, slot: Slot) -> bool {
-        let (Slot::Numeric(column) | Slot::Category(column)) = slot else { return false };
+        let column = match slot {
+            Slot::Numeric(column) | Slot::Category(column) => column,
+            Slot::Target => return self.put_no_label(),
+            _ => return false,
+        };
         let Place { at, optional, ref hash } = self.places[column];
         match hash {
             _ if !optional => return false,
             Some(_) => self.write(at, MISSING as f32),
             None => self.write(at + size_of::<f32>(), 1.0),
+        }
+        true
+    }
+
+    /// Says that the row's label has yet to come; false where it has to be there.
+    fn put_no_label(&mut self) -> bool {
+        if self.schema.late_labels.is_none() {
+            return false;
+        }
+        match &self.schema.target {
+            Some(Target::Classes { .. }) => self.classes.push(NO_CLASS),
+            _ => self.values.push(NO_VALUE),
         }
         true
     }
