@@ -146,6 +146,8 @@ impl Planner {
         let thousandths =
             |profile: &Profile, plan: &Plan, measured: u64| (measured as f64 / self.rates(profile).of(plan).period * 1e3) as u64;
         let sequential = self.sequential(0, Publication::Continuous);
+        // Pipelines are tried without them.
+        let consolidation = std::mem::take(&mut profile.consolidation);
         if sequential.bytes.total() <= budget_bytes {
             // Medians of parts leave out what happens now and then.
             let (_, median) = trial.period(&sequential, pool)?;
@@ -160,7 +162,7 @@ impl Planner {
             let slowdown = thousandths(&profile, &spare, least);
             profile.slowdown_thousandths = slowdown.clamp(1000, 1000 * threads);
         }
-        Ok(profile)
+        Ok(Profile { consolidation, ..profile })
     }
 
     /// What the network and its steps take.

@@ -330,6 +330,27 @@ impl Stage<'_> {
     }
 }
 
+impl Stage<'_> {
+    /// Chooses rows as [`Stage::with_interfered`] does, and learns nothing: a trial of what that costs.
+    pub(super) fn look_ahead(
+        &self,
+        versions: &[Arc<LayerWeights>],
+        [own, candidates]: [&Rows; 2],
+        count: usize,
+        learning_rate: f64,
+    ) -> Result<(), FoldError> {
+        let counted = |rows: &Rows| -> Result<(Counted, Targets), FoldError> {
+            let features = input::features(rows, &self.network.input_shape)?;
+            Ok((Counted::new(features, Part::Activations, self.ledger), input::targets(rows)?))
+        };
+        let ((input, targets), (of_candidates, their_targets)) = (counted(own)?, counted(candidates)?);
+        let goal = Goal { targets, own: own.count, taught: None };
+        let candidates = Candidates { input: of_candidates, targets: their_targets, count };
+        self.with_interfered(versions, (input, goal), candidates, Ahead { learning_rate, predicting_bytes: 0 })?;
+        Ok(())
+    }
+}
+
 fn index(places: &[usize]) -> candle_core::Result<Tensor> {
     let places: Vec<u32> = places.iter().map(|&place| place as u32).collect();
     Tensor::from_slice(&places, places.len(), &Device::Cpu)
