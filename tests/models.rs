@@ -4,7 +4,7 @@
 mod support;
 
 use serde_json::json;
-use support::{Running, points, points_model, points_schema};
+use support::{IN_ORDER, Running, points, points_model, points_schema};
 
 async fn running(folder: &tempfile::TempDir) -> Running {
     let running = Running::start(folder.path(), &[]).await;
@@ -93,6 +93,13 @@ async fn specs_that_cannot_be_are_refused_with_the_reason() {
         (change(&|model| model["colour"] = json!("red")), "colour"),
         (change(&|model| model["step_rows"] = json!(0)), "step_rows"),
         (change(&|model| model["learning_rate"] = json!(-1)), "learning_rate"),
+        (change(&|model| model["learning_rate"] = json!(1e308)), "learning_rate is 1e308, allowed are 0 to 1000"),
+        (change(&|model| model["learner"] = json!({ "type": "er", "buffer_rows": 1 })), "`buffer_rows` is 1"),
+        (change(&|model| model["compensation"] = json!({ "type": "iter_fisher", "rate": 0.1 })), "no `rate` with tuning `ridge`"),
+        (
+            change(&|model| model["compensation"] = json!({ "type": "iter_fisher", "tuning": "fixed", "decay": 0.9 })),
+            "no `decay`",
+        ),
         (change(&|model| model["network"] = json!({ "architecture": "mlp", "hidden": [1_000_000_000_000_u64] })), ""),
         (change(&|model| model["network"] = json!({ "architecture": "convnet" })), ""),
     ] {
@@ -109,6 +116,30 @@ async fn specs_that_cannot_be_are_refused_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_setting_that_is_null_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    // Two models that are measured one after the other may follow different plans, and so come to different losses.
+    let running = Running::start(folder.path(), &[IN_ORDER]).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/models/bare", &points_model("points")).await.expect(201);
+    let mut nulls = points_model("points");
+    for setting in ["compensation", "learner", "seed", "optimiser", "learning_rate", "step_rows"] {
+        if nulls.get(setting).is_none() {
+            nulls[setting] = json!(null);
+        }
+    }
+    assert!(nulls["compensation"].is_null() && nulls["learner"].is_null(), "{nulls}");
+    client.put("/v1/models/nulls", &nulls).await.expect(201);
+    client.post_json("/v1/streams/points/batches", &points(0, 64)).await.expect(202);
+    let [bare, nulls] = [client.settled("bare").await, client.settled("nulls").await];
+    for part in ["rows", "learning_rate", "sliding"] {
+        assert_eq!(bare[part], nulls[part]);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_learning_rate_changes_by_a_decision() {
     let folder = tempfile::tempdir().unwrap();
     let running = running(&folder).await;
@@ -119,6 +150,8 @@ async fn the_learning_rate_changes_by_a_decision() {
     let view = client.patch("/v1/models/m", &json!({ "learning_rate": 0.0 })).await.expect(200);
     assert_eq!(view["learning_rate"], 0.0);
     client.patch("/v1/models/m", &json!({ "learning_rate": -0.1 })).await.expect_problem(422, "invalid_change");
+    let problem = client.patch("/v1/models/m", &json!({ "learning_rate": 1e308 })).await.expect_problem(422, "invalid_change");
+    assert!(problem["detail"].as_str().unwrap().contains("1e308"), "{problem}");
     client.patch("/v1/models/m", &json!({ "stream": "x" })).await.expect_problem(422, "invalid_body");
     // At a rate of zero nothing is learned any more, but rows are scored and counted.
     let row = json!({ "rows": [{ "x": 3.0, "y": 1.0 }] });
@@ -138,7 +171,9 @@ async fn a_model_that_diverges_refuses_steps_and_says_so() {
     let running = running(&folder).await;
     let client = &running.client;
     let mut model = points_model("points");
-    model["learning_rate"] = json!(1e30);
+    // Each step takes the weights a billion times as far, to the other side of zero.
+    model["optimiser"] = json!({ "type": "sgd", "weight_decay": 1e6 });
+    model["learning_rate"] = json!(1000);
     client.put("/v1/models/wild", &model).await.expect(201);
     client.put("/v1/models/tame", &points_model("points")).await.expect(201);
     client.post_json("/v1/streams/points/batches", &points(0, 320)).await.expect(202);

@@ -48,11 +48,27 @@ const RESIDUAL: &str = r#"{"architecture":"layers","layers":[
         "shortcut":[{"type":"conv2d","channels":6,"kernel":1,"stride":2,"bias":false},{"type":"group_norm","groups":3}]},
     {"type":"relu"},{"type":"global_avg_pool2d"},{"type":"linear","outputs":4}]}"#;
 
+/// Two blocks as a MobileNet's: each channel by itself, and then a mix of them.
+const SEPARABLE: &str = r#"{"architecture":"layers","layers":[
+    {"type":"conv2d","channels":4,"kernel":3,"padding":1,"bias":false},{"type":"group_norm","groups":2},{"type":"relu"},
+    {"type":"depthwise_conv2d","kernel":3,"padding":1,"bias":false},{"type":"group_norm","groups":2},{"type":"relu"},
+    {"type":"conv2d","channels":6,"kernel":1,"bias":false},{"type":"group_norm","groups":3},{"type":"relu"},
+    {"type":"depthwise_conv2d","kernel":3,"stride":2,"padding":1,"bias":false},{"type":"group_norm","groups":3},{"type":"relu"},
+    {"type":"conv2d","channels":8,"kernel":1,"bias":false},{"type":"group_norm","groups":4},{"type":"relu"},
+    {"type":"global_avg_pool2d"},{"type":"linear","outputs":4}]}"#;
+
+const DEPTHWISE: &str = r#"{"architecture":"layers","layers":[
+    {"type":"depthwise_conv2d","kernel":3,"stride":2,"padding":1},{"type":"relu"},
+    {"type":"depthwise_conv2d","kernel":3,"padding":1},{"type":"flatten"},{"type":"linear","outputs":4}]}"#;
+
 fn network(case: &Case) -> Network {
     let text = match case.network.as_str() {
         "mlp" => r#"{"architecture":"mlp","hidden":[5]}"#,
         "convolution" => CONVOLUTION,
-        _ => RESIDUAL,
+        "residual" => RESIDUAL,
+        "separable" => SEPARABLE,
+        "depthwise" => DEPTHWISE,
+        other => panic!("no network is called {other}"),
     };
     let architecture: Architecture = serde_json::from_str(text).unwrap();
     Network::build(&architecture, &case.shape, case.outputs, case.loss, false).unwrap()
@@ -123,7 +139,7 @@ fn train(case: &Case, learning_rate: f64, dtype: DType) -> (Vec<f64>, f64) {
 #[test]
 fn three_steps_are_pytorchs() {
     let fixture: Fixture = serde_json::from_str(include_str!("fixtures/pytorch_steps.json")).unwrap();
-    assert_eq!(fixture.cases.len(), 10);
+    assert_eq!(fixture.cases.len(), 13);
     for case in &fixture.cases {
         for dtype in [DType::F32, DType::F64] {
             let (weights, loss_error) = train(case, fixture.learning_rate, dtype);

@@ -45,15 +45,15 @@ pub enum Compensation {
         /// Version by version, or from the end points.
         #[serde(default)]
         form: Form,
-        /// What the running means keep at each update (the paper's α).
-        #[serde(default = "default_decay")]
-        decay: f64,
-        /// What λ costs (the paper's ν), relative to the means.
-        #[serde(default = "default_penalty")]
-        penalty: f64,
-        /// The learning rate of λ under `gradient` (the paper's η_λ).
-        #[serde(default = "default_rate")]
-        rate: f64,
+        /// What the running means keep at each update (the paper's α), 0.9 by default; not of a fixed λ, which has no means.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decay: Option<f64>,
+        /// What λ costs (the paper's ν), relative to the means, 1 by default; not of a fixed λ.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        penalty: Option<f64>,
+        /// The learning rate of λ (the paper's η_λ), 0.01 by default; under `gradient` alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate: Option<f64>,
     },
     /// Divided by the number of versions missed (staleness-aware SGD, Zhang et al. 2016).
     StepAware {},
@@ -80,6 +80,17 @@ pub enum Tuning {
     Gradient,
 }
 
+impl Tuning {
+    /// As users write it.
+    fn name(self) -> &'static str {
+        match self {
+            Tuning::Fixed => "fixed",
+            Tuning::Ridge => "ridge",
+            Tuning::Gradient => "gradient",
+        }
+    }
+}
+
 /// From which weights the change of a gradient is reckoned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,20 +109,12 @@ fn default_lambda() -> f64 {
     0.2
 }
 
-fn default_decay() -> f64 {
-    0.9
-}
-
-fn default_penalty() -> f64 {
-    1.0
-}
-
-fn default_rate() -> f64 {
-    1e-2
-}
+const DECAY: f64 = 0.9;
+const PENALTY: f64 = 1.0;
+const RATE: f64 = 1e-2;
 
 impl Compensation {
-    /// Whether every number is in its range; the text says which is not.
+    /// Whether every number is in its range and means something under this tuning; the text says which does not.
     pub fn validate(&self) -> std::result::Result<(), String> {
         let within = |name: &str, value: f64, range: std::ops::RangeInclusive<f64>| {
             if range.contains(&value) {
@@ -122,11 +125,21 @@ impl Compensation {
         };
         match *self {
             Compensation::Fisher { lambda } => within("lambda", lambda, 0.0..=LAMBDA_MAX),
-            Compensation::IterFisher { lambda, decay, penalty, rate, .. } => within("lambda", lambda, 0.0..=LAMBDA_MAX)
-                .and(within("decay", decay, 0.0..=0.999_999))
-                .and(within("penalty", penalty, 0.0..=1e9))
-                .and(within("rate", rate, 0.0..=1e9)),
-            _ => Ok(()),
+            Compensation::IterFisher { tuning, lambda, decay, penalty, rate, .. } => {
+                within("lambda", lambda, 0.0..=LAMBDA_MAX)?;
+                let (tuned, descends) = (tuning != Tuning::Fixed, tuning == Tuning::Gradient);
+                for (name, value, most, has) in
+                    [("decay", decay, 0.999_999, tuned), ("penalty", penalty, 1e9, tuned), ("rate", rate, 1e9, descends)]
+                {
+                    let Some(value) = value else { continue };
+                    if !has {
+                        return Err(format!("compensation `iter_fisher` has no `{name}` with tuning `{}`", tuning.name()));
+                    }
+                    within(name, value, 0.0..=most)?;
+                }
+                Ok(())
+            }
+            Compensation::None {} | Compensation::StepAware {} | Compensation::GapAware {} => Ok(()),
         }
     }
 
@@ -190,7 +203,8 @@ impl Tuner {
             Compensation::Fisher { lambda } => each(gradients, read, newest, Along::FirstOrder(lambda)),
             Compensation::IterFisher { tuning, form, decay, penalty, rate, .. } => {
                 if tuning != Tuning::Fixed {
-                    self.tune(gradients, &trail[..2], (tuning, decay, penalty, rate))?;
+                    let (decay, penalty) = (decay.unwrap_or(DECAY), penalty.unwrap_or(PENALTY));
+                    self.tune(gradients, &trail[..2], (tuning, decay, penalty, rate.unwrap_or(RATE)))?;
                 }
                 match form {
                     Form::EndPoints => each(gradients, read, newest, Along::Exact(self.lambda)),

@@ -5,9 +5,11 @@ use candle_core::{Result, Tensor};
 
 use super::input;
 use super::pipeline::Pipeline;
+use super::stage::tensor_bytes;
 use crate::fold::FoldError;
 use crate::learner::{Anchor, Learner, Teacher, importance};
-use crate::network::{deep_copy, optimiser};
+use crate::ledger::{Guard, Part};
+use crate::network::{Gradient, deep_copy, optimiser};
 
 impl Pipeline {
     /// Rows that came, and consolidations so far.
@@ -58,12 +60,14 @@ impl Pipeline {
         let context = self.context.clone();
         let (network, ledger) = (&*context.network, &context.ledger);
         let found = importance::none_yet(network)?;
+        let guards: Vec<Guard> =
+            found.iter().map(|layer| ledger.take(Part::Learner, layer.iter().map(tensor_bytes).sum())).collect();
         let consolidations = self.remembered().1;
         if let Some(buffer) = self.memory.as_ref().and_then(|memory| memory.buffer.as_ref()) {
             let (weights, count) = (self.newest_weights(), buffer.len());
             for place in 0..count {
                 let row = input::features(&buffer.rows(&[place])?, &network.input_shape)?;
-                importance::add(network, &weights, row, 1.0 / count as f64, &found)?;
+                importance::add(network, &weights, row, 1.0 / count as f64, &found, ledger)?;
             }
         }
         // Numbers that are not finite would hold weights nowhere.
@@ -72,20 +76,22 @@ impl Pipeline {
             return Ok(());
         }
         let layers = self.stages.iter_mut().flat_map(|stage| &mut stage.layers);
-        for (layer, new) in layers.zip(found).filter(|(_, new)| !new.is_empty()) {
+        for ((layer, new), guard) in layers.zip(found).zip(guards).filter(|((_, new), _)| !new.is_empty()) {
             let importance = match layer.anchor.take() {
                 None => new,
-                Some(Anchor { importance, centre, .. }) => {
-                    drop(centre);
+                Some(Anchor { importance, .. }) => {
                     for (mean, new) in importance.iter().zip(new) {
                         // The mean over all consolidations, this one included.
                         let count = (consolidations + 1) as f64;
                         optimiser::scale(mean, (count - 1.0) / count)?;
-                        optimiser::add(mean, &crate::network::Gradient::Dense((new / count)?))?;
+                        optimiser::scale(&new, 1.0 / count)?;
+                        optimiser::add(mean, &Gradient::Dense(new))?;
                     }
                     importance
                 }
             };
+            // What stays of it is the anchor's from here on.
+            drop(guard);
             let centre = layer.weights().tensors().iter().map(deep_copy).collect::<Result<_>>()?;
             layer.anchor = Some(Anchor::new(importance, centre, ledger));
         }

@@ -247,6 +247,36 @@ impl Footprint {
         steps.walk.take_peak().total()
     }
 
+    /// The most that a look ahead holds before the step's own forward (MIR), its rows included: a step with `own` rows up to its
+    /// backward, a plain update of a copy of the weights, the losses of `candidates` rows under both, and the rows chosen of them.
+    pub fn ahead(&self, stage: &StagePlan, own: usize, candidates: usize) -> u64 {
+        // The update is plain, whatever the optimiser.
+        let looking = Footprint::new(self.network.clone(), true, own);
+        let peaks = looking.walk_step(std::slice::from_ref(stage)).first().map_or([0; 3], |at| at.peaks.map(|peak| peak.total()));
+        let [forward, backward, update] = peaks;
+        let copied = self.weights() + update.max(self.predicted(candidates));
+        let chosen = self.input_bytes_of(self.step_rows - own) + self.input_bytes();
+        // The rows themselves stay as they are: what is walked begins with a copy of them.
+        looking.input_bytes() + forward.max(backward).max(copied).max(chosen)
+    }
+
+    /// The most that finding importance holds for one row at a time (MAS), beside what it is added to.
+    pub fn one_importance(&self) -> u64 {
+        let costs: Vec<Cost> = self.network.layers.iter().map(|layer| layer.cost(1)).collect();
+        let mut steps = StepWalk { network: &self.network, costs: &costs, fuses: false, walk: Walk::default(), at: 0 };
+        steps.at = steps.walk.allocate(self.input_bytes_of(1), false);
+        let left: Vec<Kept> = (0..costs.len()).map(|layer| steps.forward_layer(layer)).collect();
+        let gradient = steps.walk.allocate(self.network.outputs as u64 * F32, true);
+        steps.walk.release(steps.at);
+        steps.at = gradient;
+        for (layer, kept) in left.into_iter().enumerate().rev() {
+            let mut held = Vec::new();
+            steps.backward_layers(layer..layer + 1, vec![kept], &mut held);
+            steps.update(held);
+        }
+        steps.walk.take_peak().total()
+    }
+
     /// The bytes of `rows` rows as the network reads them.
     pub fn input_bytes_of(&self, rows: usize) -> u64 {
         (rows as u64).saturating_mul(self.network.input_shape.iter().product::<usize>() as u64).saturating_mul(F32)
@@ -358,6 +388,15 @@ impl Walked {
             self.add_learned(&mut total, stage, plan.workers, plan.lag(stage).div_ceil(plan.learns_every(stage)));
         }
         total
+    }
+
+    /// What the step that was let in last may hold at most, with the task that works on it: what comes before its forward may take that
+    /// instead.
+    pub fn newest(&self, plan: &Plan) -> u64 {
+        let Some(lowest) = self.places.first() else { return 0 };
+        // A stage that leaves steps out may leave out this one.
+        let kept = if plan.learns_every(0) == 1 { lowest.kept.total() } else { 0 };
+        lowest.in_hand.total() + kept + self.transient.total()
     }
 
     /// Adds what steps hold at `stage` because it learns `learned` of those that are resident there.

@@ -151,7 +151,7 @@ pub struct Plan {
     /// Rows that the learner keeps at most.
     #[serde(default)]
     pub buffer_rows: u64,
-    /// What a teacher's forward takes for a moment, in bytes.
+    /// What a forward beside the step's own takes for a moment, in bytes: a teacher's, or one of candidates.
     #[serde(default)]
     pub teaching_bytes: u64,
     /// Tasks that run at once, at most. No value depends on it, only bytes do.

@@ -146,6 +146,8 @@ impl Planner {
         let thousandths =
             |profile: &Profile, plan: &Plan, measured: u64| (measured as f64 / self.rates(profile).of(plan).period * 1e3) as u64;
         let sequential = self.sequential(0, Publication::Continuous);
+        // Pipelines are tried without them.
+        let consolidation = std::mem::take(&mut profile.consolidation);
         if sequential.bytes.total() <= budget_bytes {
             // Medians of parts leave out what happens now and then.
             let (_, median) = trial.period(&sequential, pool)?;
@@ -160,7 +162,7 @@ impl Planner {
             let slowdown = thousandths(&profile, &spare, least);
             profile.slowdown_thousandths = slowdown.clamp(1000, 1000 * threads);
         }
-        Ok(profile)
+        Ok(Profile { consolidation, ..profile })
     }
 
     /// What the network and its steps take.
@@ -215,9 +217,13 @@ impl Planner {
         self.rule.learner.candidate_rows() > 0
     }
 
-    /// What a teacher's forward takes for a moment.
+    /// What a teacher's forward takes for a moment, or one of candidates.
     fn teaching_bytes(&self) -> u64 {
-        self.rule.learner.teachers() * self.footprint.predicted(self.learned_rows())
+        match (self.rule.learner.teachers(), self.rule.learner.candidate_rows()) {
+            (0, 0) => 0,
+            (0, candidates) => self.footprint.predicted(candidates),
+            _ => self.footprint.predicted(self.learned_rows()),
+        }
     }
 
     /// What a buffer of so many rows takes.
@@ -225,26 +231,37 @@ impl Planner {
         Buffer::bytes(rows, (self.layout.width * self.layout.element.bytes()) as u64)
     }
 
-    /// What the learner keeps under a plan, and takes for a moment.
-    fn learner_bytes(&self, plan: &Plan) -> u64 {
+    /// What the learner keeps under a plan, and takes for a moment beyond what the steps that are `walked` may hold meanwhile.
+    fn learner_bytes(&self, plan: &Plan, walked: &Walked) -> u64 {
         let (learner, footprint, all) = (&self.rule.learner, &self.footprint, 0..self.network.layers.len());
         let parameters = footprint.parameters(all);
         let outputs = (self.learned_rows() * self.network.outputs) as u64 * OUTPUT_BYTES;
         let kept = self.buffer_bytes(plan.buffer_rows) + learner.teachers() * footprint.weights();
-        // Beside what is kept, importance is found anew before it is added.
-        let anchors = if learner.anchors() > 0 { (learner.anchors() + 1) * parameters } else { 0 };
-        // What the teacher makes of each step in flight, and what comparing it with the outputs takes.
-        let taught = learner.teachers() * outputs * (plan.in_flight() + DISTILLATION * plan.threads as u64);
-        let candidates = match learner.candidate_rows() {
+        // Beside what is kept, importance is found anew before it is added; no step is in flight then.
+        let found = parameters + footprint.one_importance();
+        let anchors = match learner.anchors() {
             0 => 0,
-            rows => {
-                // The candidates of each step in flight; a look ahead with a copy of the weights, and the rows that it chooses.
-                let ahead =
-                    2 * footprint.weights() + footprint.predicted(rows) + footprint.input_bytes_of(2 * self.learned_rows());
+            anchors => anchors * parameters + found.saturating_sub(walked.steps(plan).total()),
+        };
+        // What the teacher makes of each step in flight, and what comparing it with the outputs takes. Its own forward comes while the
+        // step has nothing but its rows, and one step is let in at a time.
+        let taught = match learner.teachers() {
+            0 => 0,
+            teachers => {
+                let forward = footprint.input_bytes_of(self.learned_rows()) + plan.teaching_bytes;
+                teachers * outputs * (plan.in_flight() + DISTILLATION * plan.threads as u64)
+                    + forward.saturating_sub(walked.newest(plan))
+            }
+        };
+        let candidates = match (learner.candidate_rows(), plan.stages.first()) {
+            (0, _) | (_, None) => 0,
+            (rows, Some(stage)) => {
+                // The candidates of each step in flight, and a look ahead on each thread, before the step's own forward.
+                let ahead = footprint.ahead(stage, self.step_rows, rows).saturating_sub(walked.newest(plan));
                 plan.in_flight() * footprint.input_bytes_of(rows) + plan.threads as u64 * ahead
             }
         };
-        kept + anchors + taught + plan.teaching_bytes + candidates
+        kept + anchors + taught + candidates
     }
 
     /// The rows that a learner may keep within a budget: as many as it would like, or half, a quarter and so on, so that they take no
@@ -261,9 +278,9 @@ impl Planner {
 
     /// A plan whose learner keeps so many rows.
     fn keeping(&self, plan: Plan, buffer_rows: u64) -> Plan {
-        let mut plan = Plan { buffer_rows, ..plan };
-        plan.bytes.learner = self.learner_bytes(&plan);
-        plan
+        let mut plan = plan;
+        plan.bytes.learner = plan.bytes.learner - self.buffer_bytes(plan.buffer_rows) + self.buffer_bytes(buffer_rows);
+        Plan { buffer_rows, ..plan }
     }
 
     /// The bytes of a plan through whose stages a step was `walked`.
@@ -279,7 +296,7 @@ impl Planner {
             optimiser: footprint.parameters(all.clone()) * self.rule.optimiser.state_count() as u64,
             compensation: footprint.parameters(all) * self.rule.compensation.state_count() as u64,
             steps: walked.steps(plan),
-            learner: self.learner_bytes(plan),
+            learner: self.learner_bytes(plan, walked),
             queued_rows: self.queued_bytes,
             ..PlannedBytes::default()
         };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use candle_core::Tensor;
 use crossbeam::channel::bounded;
 use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
@@ -25,7 +26,7 @@ use super::schedule::Task;
 use super::stage::{Counted, Kept, LayerState, Stage, StageGradients, Trail};
 use super::work::Rule;
 use crate::fold::{FoldError, Step};
-use crate::learner::{Learner, RowLayout};
+use crate::learner::{Anchor, Learner, RowLayout, distil, importance};
 use crate::ledger::{Ledger, Part};
 use crate::network::loss::loss;
 use crate::network::{Architecture, Loss, Network, deep_copy, random};
@@ -67,10 +68,13 @@ pub struct LayerTimes {
 pub struct Profile {
     /// Rows of the steps that were measured.
     pub step_rows: usize,
-    /// From rows to tensors.
+    /// From rows to tensors, and what a teacher makes of them.
     pub admission: u64,
-    /// The loss and its gradient.
+    /// The loss and its gradient, and what a learner does where they are: comparing outputs with a teacher's, or choosing rows to
+    /// replay by a look ahead.
     pub loss: u64,
+    /// A step's share of consolidations, for which everything else stands still.
+    pub consolidation: u64,
     /// Handing one task over.
     pub handover: u64,
     /// Compute threads that there were.
@@ -88,7 +92,7 @@ pub struct Trial {
     pub network: Arc<Network>,
     /// How it is trained.
     pub rule: Rule,
-    /// Rows of a step.
+    /// Rows of a step, those that are replayed among them.
     pub step_rows: usize,
     /// The recomputed segments of its smallest plan.
     pub recompute: Vec<usize>,
@@ -107,19 +111,31 @@ impl Trial {
         Ok(Profile { threads: pool.threads(), handover: handover(pool)?, ..profile })
     }
 
+    /// Rows of a step that come.
+    fn own_rows(&self) -> usize {
+        self.step_rows - self.rule.learner.replay_rows()
+    }
+
     /// Nanoseconds between the ends of two steps under a plan, each step as full as it may be, once the pipeline is full: the least and
-    /// the median of several stretches.
+    /// the median of several stretches. Consolidations are not among them.
     ///
     /// # Errors
     /// A kernel failed.
     pub fn period(&self, plan: &Plan, pool: &Pool) -> Result<(u64, u64), FoldError> {
-        let network = self.network.clone();
-        let rows = made_up(&network, self.step_rows);
-        // What a learner adds is rows, which the trial's steps have.
-        let rule = Rule { learner: Learner::Vanilla {}, ..self.rule };
+        let (network, rule, learner) = (self.network.clone(), self.rule, self.rule.learner);
+        let rows = made_up(&network, self.own_rows());
         let layout = RowLayout::of(&rows).ok_or_else(|| FoldError::Contract("rows without labels".into()))?;
-        let pipeline = Pipeline::new(network, rule, layout, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
+        // Of the rows that are kept no more than a step draws: how many there are beside costs nothing.
+        let plan = Plan { buffer_rows: learner.buffer_rows_min(), ..plan.clone() };
+        let kept = made_up(&network, plan.buffer_rows as usize);
+        let mut pipeline = Pipeline::new(network, rule, layout, LEARNING_RATE, plan.clone(), 0, Ledger::default())?;
+        if let Some(buffer) = pipeline.memory.as_mut().and_then(|memory| memory.buffer.as_mut()) {
+            buffer.insert(&kept)?;
+        }
         let mut engine = Engine::new(pipeline, Executor::Threads(pool.clone()));
+        if learner.every_rows().is_some() {
+            engine.work(Pipeline::consolidate)?;
+        }
         let count = STRETCH_STEPS.max(2 * plan.in_flight());
         steps(&mut engine, &rows, count)?;
         let (mut stretches, began) = (Vec::new(), Instant::now());
@@ -155,14 +171,18 @@ impl Trial {
             update: of(&|run| run.layers[layer].update),
             copy: of(&|run| run.layers[layer].copy),
         });
-        let (admission, loss) = (of(&|run| run.admission), of(&|run| run.loss));
-        Ok(Profile { step_rows: self.step_rows, admission, loss, layers: layers.collect(), ..Profile::default() })
+        let (admission, loss, consolidation) = (of(&|run| run.admission), of(&|run| run.loss), of(&|run| run.consolidation));
+        let layers = layers.collect();
+        Ok(Profile { step_rows: self.step_rows, admission, loss, consolidation, layers, ..Profile::default() })
     }
 }
 
 impl Profile {
-    /// Takes every layer to cost so many thousandths of what was measured.
+    /// Takes every part of a step to cost so many thousandths of what was measured.
     pub fn scale(&mut self, thousandths: u64) {
+        for time in [&mut self.admission, &mut self.loss] {
+            *time = time.saturating_mul(thousandths) / 1000;
+        }
         for layer in &mut self.layers {
             for time in [&mut layer.forward, &mut layer.backward, &mut layer.update, &mut layer.copy] {
                 *time = time.saturating_mul(thousandths) / 1000;
@@ -173,7 +193,7 @@ impl Profile {
     /// A whole step one task after the other, nothing handed over.
     pub fn step(&self) -> u64 {
         let layers = self.layers.iter().map(|layer| layer.forward + layer.backward + layer.update);
-        self.admission + self.loss + layers.sum::<u64>()
+        self.admission + self.loss + self.consolidation + layers.sum::<u64>()
     }
 }
 
@@ -183,6 +203,8 @@ struct Bench<'a> {
     rule: Rule,
     ledger: &'a Ledger,
     rows: Rows,
+    /// Those of a look ahead: a step's own, and candidates.
+    ahead: Option<[Rows; 2]>,
     /// Each layer as a stage of its own.
     plans: Vec<StagePlan>,
     /// The recomputed segments.
@@ -199,14 +221,21 @@ impl<'a> Bench<'a> {
             let moments = parameters.iter().map(|parameter| trial.rule.optimiser.initial_moments(parameter));
             let moments = moments.collect::<candle_core::Result<_>>()?;
             let tuner = Tuner::zero(&trial.rule.compensation, &parameters, ledger)?;
-            states.push(vec![LayerState::new(weights, moments, tuner, 0, ledger)]);
+            let mut state = LayerState::new(weights, moments, tuner, 0, ledger);
+            if trial.rule.learner.anchors() > 0 && !parameters.is_empty() {
+                let copies = || state.weights().tensors().iter().map(deep_copy).collect::<candle_core::Result<Vec<_>>>();
+                state.anchor = Some(Anchor::new(copies()?, copies()?, ledger));
+            }
+            states.push(vec![state]);
         }
+        let candidates = trial.rule.learner.candidate_rows();
         let layers = network.layers.len();
         Ok(Bench {
             network,
             rule: trial.rule,
             ledger,
             rows: made_up(network, trial.step_rows),
+            ahead: (candidates > 0).then(|| [trial.own_rows(), candidates].map(|rows| made_up(network, rows))),
             plans: (0..layers).map(|layer| StagePlan::whole(layer..layer + 1)).collect(),
             whole: StagePlan { recompute: trial.recompute.clone(), ..StagePlan::whole(0..layers) },
             states,
@@ -217,6 +246,8 @@ impl<'a> Bench<'a> {
     fn step(&mut self) -> Result<Profile, FoldError> {
         let layers = self.network.layers.len();
         let mut times = Profile { layers: vec![LayerTimes::default(); layers], ..Profile::default() };
+        times.consolidation = self.consolidation()?;
+        times.loss = self.look_ahead()?;
         let began = Instant::now();
         let targets = input::targets(&self.rows)?;
         let features = input::features(&self.rows, &self.network.input_shape)?;
@@ -225,6 +256,10 @@ impl<'a> Bench<'a> {
             self.network.observe(&mut advanced, &features)?;
         }
         let mut at = Counted::new(features, Part::Activations, self.ledger);
+        let taught = match self.rule.learner {
+            Learner::Lwf { .. } => Some(self.network.predict(self.weights(), deep_copy(&at.tensor)?)?),
+            _ => None,
+        };
         times.admission = nanoseconds(began);
         let (mut inputs, mut kept) = (Vec::new(), Vec::with_capacity(layers));
         if self.whole.recompute.is_empty() {
@@ -236,9 +271,12 @@ impl<'a> Bench<'a> {
         }
         let began = Instant::now();
         let evaluated = loss(self.network.loss, &at.tensor, &targets, None)?;
+        if let (Some(taught), Learner::Lwf { weight, temperature, .. }) = (taught, self.rule.learner) {
+            distil(self.network.loss, &at.tensor, &taught, (weight, temperature), &evaluated.gradient)?;
+        }
         drop(at);
         let mut gradient = Some(Counted::new(evaluated.gradient, Part::Gradients, self.ledger));
-        times.loss = nanoseconds(began);
+        times.loss += nanoseconds(began);
         let mut gathered = Vec::with_capacity(layers);
         for (segment, input) in self.whole.segments().zip(inputs).collect::<Vec<_>>().into_iter().rev() {
             drop(self.forward(segment, input, Some(&mut kept), &mut times)?);
@@ -247,6 +285,32 @@ impl<'a> Bench<'a> {
         self.backward(&mut kept, gradient, &mut gathered, &mut times)?;
         self.update(gathered, &mut times)?;
         Ok(times)
+    }
+
+    /// Each layer's weights.
+    fn weights(&self) -> Vec<&[Tensor]> {
+        self.states.iter().map(|state| state[0].weights().tensors()).collect()
+    }
+
+    /// What the step's share of consolidations takes: of one row's importance, times the rows that a step's own ones bring (MAS).
+    fn consolidation(&self) -> Result<u64, FoldError> {
+        let Learner::Mas { every_rows, sample_rows, .. } = self.rule.learner else { return Ok(0) };
+        let features = input::features(&made_up(self.network, 1), &self.network.input_shape)?;
+        let found = importance::none_yet(self.network)?;
+        let began = Instant::now();
+        importance::add(self.network, &self.weights(), features, 1.0, &found, self.ledger)?;
+        let rows = sample_rows as f64 * self.rows.count as f64 / every_rows as f64;
+        Ok((nanoseconds(began) as f64 * rows) as u64)
+    }
+
+    /// What choosing the rows to replay takes (MIR).
+    fn look_ahead(&self) -> Result<u64, FoldError> {
+        let Some([own, candidates]) = &self.ahead else { return Ok(0) };
+        let versions: Vec<_> = self.states.iter().map(|state| state[0].weights().clone()).collect();
+        let stage = Stage { network: self.network, plan: &self.whole, ledger: self.ledger };
+        let began = Instant::now();
+        stage.look_ahead(&versions, [own, candidates], self.rule.learner.replay_rows(), LEARNING_RATE)?;
+        Ok(nanoseconds(began))
     }
 
     fn stage(&self, layer: usize) -> Stage<'_> {
@@ -432,6 +496,26 @@ mod tests {
                 assert!(layer.parameters().is_empty() || times.update > 0, "{}: {times:?}", layer.name());
             }
         }
+    }
+
+    #[test]
+    fn what_a_learner_does_beside_a_step_is_measured() {
+        let pool = Pool::new(1, 0).unwrap();
+        let measured = |learner: Learner| {
+            let plain = trial(r#"{"architecture":"mlp","hidden":[256,256]}"#, &[256], vec![]);
+            let rule = Rule { learner, ..Rule::default() };
+            Trial { rule, step_rows: 16 + learner.replay_rows(), ..plain }.run(&pool).unwrap()
+        };
+        let er = measured(Learner::Er { buffer_rows: 100, replay_rows: 16 });
+        let mir = measured(Learner::Mir { buffer_rows: 100, replay_rows: 16, candidate_rows: 48 });
+        // Forward and backward of half the rows, and two forwards of one and a half times as many.
+        assert!(mir.loss > er.loss + er.step() / 4, "{mir:?} {er:?}");
+        let lwf = measured(Learner::Lwf { weight: 1.0, temperature: 2.0, every_rows: 1000 });
+        let vanilla = measured(Learner::Vanilla {});
+        let forward = |profile: &Profile| profile.layers.iter().map(|layer| layer.forward).sum::<u64>();
+        assert!(lwf.admission > vanilla.admission + forward(&vanilla) / 4, "{lwf:?} {vanilla:?}");
+        let mas = measured(Learner::Mas { weight: 0.01, every_rows: 1000, sample_rows: 64 });
+        assert!(mas.consolidation > 0 && vanilla.consolidation == 0 && mas.step() > vanilla.step(), "{mas:?} {vanilla:?}");
     }
 
     #[test]

@@ -173,7 +173,8 @@ impl Rates<'_> {
         // One thread has nobody to wait for.
         let tight = if self.threads(plan) > 1.0 { tightness(way / busy) } else { 0.0 };
         let slowdown = self.slowdown(plan);
-        let period = way.max(busy) * slowdown * (1.0 + WAITING * tight);
+        // The pipeline is at rest for consolidations.
+        let period = way.max(busy) * slowdown * (1.0 + WAITING * tight) + profile.consolidation as f64;
         latencies.iter_mut().for_each(|latency| *latency *= slowdown);
         let published_period = match plan.publication {
             Publication::Continuous => period,

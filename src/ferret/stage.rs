@@ -43,7 +43,8 @@ impl LayerWeights {
     }
 }
 
-fn tensor_bytes(tensor: &Tensor) -> u64 {
+/// What the elements of a tensor take.
+pub(super) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
 }
 
@@ -158,8 +159,9 @@ pub struct StageGradients(Vec<LayerGradients>);
 
 impl StageGradients {
     /// Takes a plain step along these from `weights`, which are each layer's of a stage and nobody else's.
-    pub fn descend(self, stage: Range<usize>, weights: &[Vec<Tensor>], learning_rate: f64) -> Result<()> {
-        for LayerGradients { layer, gradients, .. } in self.0 {
+    pub fn descend(self, stage: Range<usize>, weights: &[Vec<Tensor>], learning_rate: f64, ledger: &Ledger) -> Result<()> {
+        for LayerGradients { layer, gradients, scratch, _held, .. } in self.0 {
+            let _scratch = ledger.take(Part::Workspace, scratch);
             for (weight, gradient) in weights[layer - stage.start].iter().zip(gradients) {
                 Optimiser::default().update(weight, &[], gradient, learning_rate, 1)?;
             }

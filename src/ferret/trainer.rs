@@ -25,6 +25,10 @@ use crate::rows::Element;
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
 const FOLD_VERSION: u32 = 2;
 
+/// Far above what anything learns with: rows that are scaled badly want small rates, not large ones. Beyond the range of f32 an update
+/// would be infinite whatever the gradient.
+const LEARNING_RATE_MAX: f64 = 1000.0;
+
 /// Characters of what is said about a plan that cannot be read.
 const FAULT_CHARS_MAX: usize = 400;
 /// How often the driver looks whether readers have let go of an old snapshot; they hold one for the length of a query.
@@ -191,11 +195,12 @@ impl Trainer {
 
 /// What may be a learning rate, at the start and later.
 pub fn check_learning_rate(learning_rate: f64) -> Result<(), String> {
-    if learning_rate.is_finite() && learning_rate >= 0.0 {
-        Ok(())
-    } else {
-        Err(format!("learning_rate is {learning_rate}, expected a finite number from 0 on"))
+    if (0.0..=LEARNING_RATE_MAX).contains(&learning_rate) {
+        return Ok(());
     }
+    // Written out, it may have 309 digits.
+    let given = if learning_rate.abs() < 1e6 { learning_rate.to_string() } else { format!("{learning_rate:e}") };
+    Err(format!("learning_rate is {given}, allowed are 0 to {LEARNING_RATE_MAX}"))
 }
 
 impl Fold for Trainer {
@@ -366,5 +371,29 @@ impl Fold for Trainer {
 
     fn identity(&self) -> String {
         format!("ferret {FOLD_VERSION}; {}", network::identity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learning_rate_has_bounds_and_is_never_told_in_hundreds_of_digits() {
+        for good in [0.0, 1e-30, 0.05, 1000.0] {
+            assert_eq!(check_learning_rate(good), Ok(()));
+        }
+        for (bad, told) in [
+            (-0.1, "is -0.1,"),
+            (1000.5, "is 1000.5,"),
+            (1e30, "is 1e30,"),
+            (1e308, "is 1e308,"),
+            (-1e308, "is -1e308,"),
+            (f64::NAN, "is NaN,"),
+            (f64::INFINITY, "is inf,"),
+        ] {
+            let text = check_learning_rate(bad).unwrap_err();
+            assert!(text.contains(told) && text.ends_with("allowed are 0 to 1000"), "{text}");
+        }
     }
 }

@@ -182,8 +182,8 @@ fn carry_out(context: &Context, task: Task, given: Given) -> Result<Gave, FoldEr
         (Given::Forward { versions, input, goal, learns, candidates, learning_rate }, Task::Forward { stage, .. }) => {
             let (input, goal) = match (candidates, goal) {
                 (Some(candidates), Some(goal)) => {
-                    let (input, goal) =
-                        context.stage(stage).with_interfered(&versions, (input, goal), candidates, learning_rate)?;
+                    let how = Ahead { learning_rate, predicting_bytes: context.plan.teaching_bytes };
+                    let (input, goal) = context.stage(stage).with_interfered(&versions, (input, goal), candidates, how)?;
                     (input, Some(goal))
                 }
                 (_, goal) => (input, goal),
@@ -280,6 +280,14 @@ fn forward(
     Ok(Gave::Loss { gradient: Counted::new(evaluated.gradient, Part::Gradients, &context.ledger), kept, score })
 }
 
+/// How a step is tried before it is made.
+#[derive(Clone, Copy)]
+struct Ahead {
+    learning_rate: f64,
+    /// What the forward of candidates takes for a moment.
+    predicting_bytes: u64,
+}
+
 impl Stage<'_> {
     /// Adds to a step those of the candidates whose loss would rise the most by a plain update with the step's own rows (MIR). The
     /// stage is the whole network.
@@ -288,7 +296,7 @@ impl Stage<'_> {
         versions: &[Arc<LayerWeights>],
         (input, goal): (Counted, Goal),
         candidates: Candidates,
-        learning_rate: f64,
+        Ahead { learning_rate, predicting_bytes }: Ahead,
     ) -> Result<(Counted, Goal), FoldError> {
         let (network, ledger) = (self.network, self.ledger);
         // Layers may work in the storage that they are given.
@@ -299,6 +307,7 @@ impl Stage<'_> {
         let gradient = Counted::new(evaluated.gradient, Part::Gradients, ledger);
         let weights = || versions.iter().map(|layer| layer.tensors());
         let losses = |weights: &mut dyn Iterator<Item = &[Tensor]>| -> Result<Vec<f32>, FoldError> {
+            let _scratch = ledger.take(Part::Learner, predicting_bytes);
             let outputs = network.predict(weights, candidates.input.tensor.clone())?;
             Ok(loss(network.loss, &outputs, &candidates.targets, None)?.losses)
         };
@@ -306,7 +315,7 @@ impl Stage<'_> {
             Some(kept) => {
                 let (_, gradients) = self.backward(kept, gradient, false)?;
                 let ahead = Teacher::of(weights(), ledger)?;
-                gradients.descend(self.plan.layers.clone(), &ahead.weights, learning_rate)?;
+                gradients.descend(self.plan.layers.clone(), &ahead.weights, learning_rate, ledger)?;
                 let before = losses(&mut weights())?;
                 let after = losses(&mut ahead.weights.iter().map(Vec::as_slice))?;
                 most_interfered(&before, &after, candidates.count)
@@ -314,10 +323,31 @@ impl Stage<'_> {
             // The step will be refused whatever is added to it.
             None => (0..candidates.count.min(candidates.input.tensor.dim(0)?)).collect(),
         };
-        let chosen = candidates.input.tensor.index_select(&index(&places)?, 0)?;
-        let together = Tensor::cat(&[&input.tensor, &chosen], 0)?;
+        let chosen = Counted::new(candidates.input.tensor.index_select(&index(&places)?, 0)?, Part::Learner, ledger);
+        let together = Tensor::cat(&[&input.tensor, &chosen.tensor], 0)?;
         let targets = goal.targets.with(&candidates.targets, &places)?;
         Ok((Counted::new(together, Part::Activations, ledger), Goal { targets, ..goal }))
+    }
+}
+
+impl Stage<'_> {
+    /// Chooses rows as [`Stage::with_interfered`] does, and learns nothing: a trial of what that costs.
+    pub(super) fn look_ahead(
+        &self,
+        versions: &[Arc<LayerWeights>],
+        [own, candidates]: [&Rows; 2],
+        count: usize,
+        learning_rate: f64,
+    ) -> Result<(), FoldError> {
+        let counted = |rows: &Rows| -> Result<(Counted, Targets), FoldError> {
+            let features = input::features(rows, &self.network.input_shape)?;
+            Ok((Counted::new(features, Part::Activations, self.ledger), input::targets(rows)?))
+        };
+        let ((input, targets), (of_candidates, their_targets)) = (counted(own)?, counted(candidates)?);
+        let goal = Goal { targets, own: own.count, taught: None };
+        let candidates = Candidates { input: of_candidates, targets: their_targets, count };
+        self.with_interfered(versions, (input, goal), candidates, Ahead { learning_rate, predicting_bytes: 0 })?;
+        Ok(())
     }
 }
 

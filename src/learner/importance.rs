@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::network::{Gradient, Network, Parameter, optimiser};
+use crate::ledger::{Ledger, Part};
+use crate::network::{Network, Parameter, optimiser};
 
 /// Importance of each layer's parameters before any row: zeros.
 pub fn none_yet(network: &Network) -> Result<Vec<Vec<Tensor>>> {
@@ -12,22 +13,31 @@ pub fn none_yet(network: &Network) -> Result<Vec<Vec<Tensor>>> {
 }
 
 /// Adds what one row, `[1, …input_shape]`, says, times `share`. `weights` are each layer's; the row's storage must be its own.
-pub fn add(network: &Network, weights: &[&[Tensor]], row: Tensor, share: f64, importance: &[Vec<Tensor>]) -> Result<()> {
+pub fn add(
+    network: &Network,
+    weights: &[&[Tensor]],
+    row: Tensor,
+    share: f64,
+    importance: &[Vec<Tensor>],
+    ledger: &Ledger,
+) -> Result<()> {
     let (mut at, mut stashes) = (vec![row], Vec::with_capacity(network.layers.len()));
     for (layer, weights) in network.layers.iter().zip(weights) {
+        let cost = layer.cost(1);
         let (outputs, stash) = layer.forward(weights, at)?;
         at = outputs;
-        stashes.push(stash);
+        stashes.push((stash, ledger.take(Part::Learner, cost.output + cost.stash)));
     }
     // d‖F‖²/dF = 2F.
     let mut gradients = at.iter().map(|output| output * 2.0).collect::<Result<Vec<_>>>()?;
     drop(at);
     let lowest = network.first_learning_layer();
-    for (number, stash) in stashes.into_iter().enumerate().rev().take_while(|(number, _)| *number >= lowest) {
+    for (number, (stash, _held)) in stashes.into_iter().enumerate().rev().take_while(|(number, _)| *number >= lowest) {
+        let cost = network.layers[number].cost(1);
+        let _dense = ledger.take(Part::Learner, cost.weight_gradient_dense + cost.workspace_update);
         let (below, of_weights) = network.layers[number].backward(weights[number], stash, gradients, number > lowest)?;
         for (sum, gradient) in importance[number].iter().zip(of_weights) {
-            let magnitude = (gradient.dense()?.abs()? * share)?;
-            optimiser::add(sum, &Gradient::Dense(magnitude))?;
+            optimiser::add_magnitude(sum, &gradient.dense()?, share)?;
         }
         gradients = below;
     }

@@ -142,18 +142,32 @@ impl Learner {
                 Err(format!("learner's `{name}` is {value}, but must be from {least} to 1e6"))
             }
         };
+        // What a step learns beside its own rows is drawn from what is kept, so the buffer is what is too small.
+        let buffer = |rows: u64, least: u64, drawn: &str| {
+            count("buffer_rows", rows, REPLAY_BUFFER_ROWS_MAX)?;
+            if rows < least {
+                return Err(format!(
+                    "learner's `buffer_rows` is {rows}, fewer than `{drawn}`, the {least} rows that a step draws"
+                ));
+            }
+            Ok(())
+        };
         let rows_max = STEP_ROWS_MAX as u64;
         match *self {
             Learner::Vanilla {} => Ok(()),
-            Learner::Er { buffer_rows, replay_rows } => count("buffer_rows", buffer_rows, REPLAY_BUFFER_ROWS_MAX).and(count(
-                "replay_rows",
-                replay_rows as u64,
-                rows_max.min(buffer_rows),
-            )),
+            Learner::Er { buffer_rows, replay_rows } => {
+                count("replay_rows", replay_rows as u64, rows_max)?;
+                buffer(buffer_rows, replay_rows as u64, "replay_rows")
+            }
             Learner::Mir { buffer_rows, replay_rows, candidate_rows } => {
-                count("buffer_rows", buffer_rows, REPLAY_BUFFER_ROWS_MAX)
-                    .and(count("candidate_rows", candidate_rows as u64, rows_max.min(buffer_rows)))
-                    .and(count("replay_rows", replay_rows as u64, candidate_rows as u64))
+                count("candidate_rows", candidate_rows as u64, rows_max)?;
+                buffer(buffer_rows, candidate_rows as u64, "candidate_rows")?;
+                if replay_rows > candidate_rows {
+                    return Err(format!(
+                        "learner's `candidate_rows` is {candidate_rows}, fewer than `replay_rows`, the {replay_rows} that are chosen of them"
+                    ));
+                }
+                count("replay_rows", replay_rows as u64, rows_max)
             }
             Learner::Lwf { weight: of_teacher, temperature, every_rows } => weight("weight", of_teacher, 0.0)
                 .and(weight("temperature", temperature, 1e-3))
@@ -247,6 +261,17 @@ mod tests {
             let learner: Learner = serde_json::from_str(text).unwrap();
             assert_eq!(learner.validate().is_ok(), good, "{text}");
             assert!(learner.buffer_rows_min() <= learner.buffer_rows() || !good);
+        }
+        // What was given is named first, and not only the default that it does not fit.
+        for (text, told) in [
+            (r#"{"type":"er","buffer_rows":1}"#, "`buffer_rows` is 1, fewer than `replay_rows`, the 16"),
+            (r#"{"type":"er","buffer_rows":0}"#, "`buffer_rows` is 0, allowed are 1 to"),
+            (r#"{"type":"er","replay_rows":0}"#, "`replay_rows` is 0, allowed are 1 to"),
+            (r#"{"type":"mir","buffer_rows":20}"#, "`buffer_rows` is 20, fewer than `candidate_rows`, the 48"),
+            (r#"{"type":"mir","candidate_rows":8}"#, "`candidate_rows` is 8, fewer than `replay_rows`, the 16"),
+        ] {
+            let text = serde_json::from_str::<Learner>(text).unwrap().validate().unwrap_err();
+            assert!(text.contains(told), "{text}");
         }
         for unknown in [r#"{"type":"agem"}"#, r#"{"type":"vanilla","buffer_rows":5}"#] {
             assert!(serde_json::from_str::<Learner>(unknown).is_err(), "{unknown}");

@@ -5,7 +5,12 @@
 //! holds about 5 log₂(n / 5) buckets. [`Drift`] gives it each step's mean loss, as the step's rows were predicted before they were
 //! learned, and counts the cuts after which the loss is higher: a model that learns makes its own loss fall, and that is no drift.
 //!
-//! After a rise the window begins anew, so that one change is counted once.
+//! After a rise the window begins anew, so that one change is counted once. A rise of less than a tenth is not counted: with enough
+//! steps chance allows hardly any, and a stream of pure noise shows some now and then.
+//!
+//! One row may have any loss (a regression's label of 1e15 has one of 1e30), and a window that held it would find every difference
+//! small for ever. So losses come to the window as many at a time as lie between two looks, and are bounded by what the others
+//! among them are: see [`OUTLIERS`].
 //!
 //! It sees the losses in the order of the log and nothing else, and is part of what a checkpoint holds; so replay finds the same
 //! drifts. It changes no weight.
@@ -24,6 +29,15 @@ const LOOK_EVERY: u64 = 32;
 const PART_VALUES: f64 = 5.0;
 /// Values that there are at least before a look.
 const LOOK_VALUES: f64 = 10.0;
+/// Of the losses between two looks, how many may be as large as they like without being believed: each is taken for
+/// [`BEYOND`] times the largest of the others at most. Where more of them are large, that is how the stream is, or a drift, and no
+/// bound touches them. Two, because a bad row may come twice.
+const OUTLIERS: usize = 2;
+/// Large enough to leave losses alone that are merely spread (four times the third largest of 32 is rare), and small enough that a
+/// window with two such values in it finds a threefold rise within a few looks, even where they come right before it.
+const BEYOND: f64 = 4.0;
+/// A loss that rises by less than this share of what it was is no drift, however sure the rise is.
+const RISE: f64 = 0.1;
 
 /// What is kept of a run of values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -176,6 +190,12 @@ impl Adwin {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drift {
     window: Adwin,
+    /// Losses since the last look, which the window is given at the next.
+    #[serde(default)]
+    waiting: Vec<f64>,
+    /// What the mean was before it rose by too little to be counted; many such rises are one that counts.
+    #[serde(default)]
+    level: Option<f64>,
     detected: u64,
     last_sequence: Option<Sequence>,
 }
@@ -183,7 +203,7 @@ pub struct Drift {
 impl Drift {
     /// None yet; `delta` as in [`Adwin::new`].
     pub fn new(delta: f64) -> Drift {
-        Drift { window: Adwin::new(delta), detected: 0, last_sequence: None }
+        Drift { window: Adwin::new(delta), waiting: Vec::new(), level: None, detected: 0, last_sequence: None }
     }
 
     /// Takes the mean loss of the step that ends with row `last`; the rise, where one is noticed now.
@@ -191,13 +211,33 @@ impl Drift {
         if !loss.is_finite() {
             return None;
         }
-        let shift = self.window.push(loss).filter(|shift| shift.after > shift.before)?;
+        self.waiting.push(loss);
+        if !(self.window.seen + self.waiting.len() as u64).is_multiple_of(LOOK_EVERY) {
+            return None;
+        }
+        let bound = bound(&self.waiting);
+        let mut shift = None;
+        for loss in std::mem::take(&mut self.waiting) {
+            // The last of them is where the window looks.
+            shift = self.window.push(loss.min(bound));
+        }
+        let rise = self.rise(shift?)?;
         // What is left of the window may hold values from before the change, which would be cut off bit by bit and counted each time.
         self.window = Adwin::new(self.window.delta);
-        self.window.push(loss);
+        self.waiting.push(loss);
         self.detected += 1;
         self.last_sequence = Some(last);
-        Some(shift)
+        Some(rise)
+    }
+
+    /// How far the mean has risen with this shift and the small rises before it, if that is enough.
+    fn rise(&mut self, Shift { before, after }: Shift) -> Option<Shift> {
+        let level = self.level.take().map_or(before, |level| level.min(before));
+        if after > before && after - level >= RISE * level.abs() {
+            return Some(Shift { before: level, after });
+        }
+        self.level = (after > level).then_some(level);
+        None
     }
 
     /// Drifts so far.
@@ -212,8 +252,20 @@ impl Drift {
 
     /// The mean loss of the steps since the newest change; none before the first step.
     pub fn mean_loss(&self) -> Option<f64> {
-        self.window.mean()
+        let bound = bound(&self.waiting);
+        let waiting: f64 = self.waiting.iter().map(|loss| loss.min(bound)).sum();
+        let (held, of_window) = (self.window.width() as f64, self.window.mean().unwrap_or_default());
+        let values = held + self.waiting.len() as f64;
+        (values > 0.0).then(|| (held * of_window + waiting) / values)
     }
+}
+
+/// What each of these losses is taken for at most. None has a bound where there are no more than [`OUTLIERS`], or where the others
+/// are all zero and so tell no scale.
+fn bound(losses: &[f64]) -> f64 {
+    let mut largest = losses.to_vec();
+    largest.sort_unstable_by(|a, b| b.total_cmp(a));
+    largest.get(OUTLIERS).filter(|&&scale| scale > 0.0).map_or(f64::INFINITY, |scale| BEYOND * scale)
 }
 
 /// For checkpoints from before drifts were looked for.

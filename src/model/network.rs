@@ -17,7 +17,7 @@ use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
 use crate::stream::schema::Target;
 
-/// What a spec of this kind says beside the common part.
+/// What a spec of this kind says beside the common part. Whatever is null is left out.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
@@ -25,18 +25,16 @@ struct Settings {
     network: Option<Architecture>,
     /// How; plain SGD by default, and AdamW where no network is given.
     optimiser: Option<Optimiser>,
-    /// For the updates that the gradients of steps in flight missed.
-    #[serde(default)]
-    compensation: Compensation,
+    /// For the updates that the gradients of steps in flight missed; none by default.
+    compensation: Option<Compensation>,
     /// What a step minimises beside the loss of its rows; nothing by default, and replayed rows where no network is given.
     learner: Option<Learner>,
     /// The optimiser's own default where none is given.
     learning_rate: Option<f64>,
     /// Rows of a step, at most.
     step_rows: Option<usize>,
-    /// Draws the initial weights.
-    #[serde(default)]
-    seed: u64,
+    /// Draws the initial weights; 0 by default.
+    seed: Option<u64>,
 }
 
 /// Makes trainers that share the process's compute threads.
@@ -87,7 +85,7 @@ impl NetworkKind {
             rule,
             layout: RowLayout { element: schema.element(), width, classes },
             learning_rate,
-            seed: settings.seed,
+            seed: settings.seed.unwrap_or(0),
             step_rows,
             queued_bytes,
             threads,
@@ -106,8 +104,9 @@ impl Settings {
             None => (Optimiser::adamw(), Learner::replay()),
         };
         let (optimiser, learner) = (self.optimiser.unwrap_or(optimiser), self.learner.unwrap_or(learner));
-        optimiser.validate().and(self.compensation.validate()).and(learner.validate()).map_err(SpecError::Settings)?;
-        Ok(Rule { optimiser, compensation: self.compensation, learner })
+        let compensation = self.compensation.unwrap_or_default();
+        optimiser.validate().and(compensation.validate()).and(learner.validate()).map_err(SpecError::Settings)?;
+        Ok(Rule { optimiser, compensation, learner })
     }
 }
 

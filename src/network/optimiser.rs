@@ -173,6 +173,11 @@ pub fn add(sum: &Tensor, gradient: &Gradient) -> Result<()> {
     add_gradient(sum, 1.0, 1.0, gradient)
 }
 
+/// `sum += factor · |gradient|`, in place: nobody else may hold the storage of `sum`.
+pub fn add_magnitude(sum: &Tensor, gradient: &Tensor, factor: f64) -> Result<()> {
+    sum.inplace_op2(gradient, &Add { keep: 1.0, scale: factor, power: Power::Magnitude })
+}
+
 /// `tensor *= factor`, in place: nobody else may hold its storage.
 pub fn scale(tensor: &Tensor, factor: f64) -> Result<()> {
     tensor.inplace_op1(&Scale(factor))
@@ -216,6 +221,8 @@ impl InplaceOp1 for Scale {
 enum Power {
     One,
     Two,
+    /// The first, without its sign; `keep` is 1.
+    Magnitude,
 }
 
 /// `target := keep · target + scale · source^power`.
@@ -244,6 +251,7 @@ impl InplaceOp2 for Add {
             match op.power {
                 Power::One => elementwise::scale_add(to, keep, scale, from),
                 Power::Two => elementwise::scale_add_square(to, keep, scale, from),
+                Power::Magnitude => elementwise::add_magnitude(to, scale, from),
             }
             Ok(())
         }

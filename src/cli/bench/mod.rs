@@ -14,6 +14,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 
 use super::Failure;
+use crate::learner::Learner;
 
 /// Flags of `bench`.
 #[derive(Debug, Args)]
@@ -43,6 +44,11 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Online(arguments) => online::run(&arguments),
         Command::Sweep(arguments) => sweep::run(&arguments),
     }
+}
+
+/// A learner with its defaults, by its name.
+fn learner(name: &str) -> Result<Learner, Failure> {
+    serde_json::from_value(serde_json::json!({ "type": name })).map_err(|error| format!("learner `{name}`: {error}").into())
 }
 
 /// Seconds that each of `rounds` calls of `step` took.

@@ -22,7 +22,9 @@ use crate::ferret::plan::{Plan, Publication};
 use crate::ferret::planner::{Planner, Prospects, Recompute, StageWish, Wish};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer};
+use crate::ferret::work::Rule;
 use crate::fold::{Fold, Snapshot, Step};
+use crate::learner::Learner;
 use crate::network::{Architecture, Loss, Network, random};
 
 /// Budgets of each network, and random plans beside them.
@@ -46,6 +48,9 @@ pub(super) struct Arguments {
     /// Only the networks whose names hold this
     #[arg(long, default_value = "")]
     network: String,
+    /// vanilla, er, mir, lwf, mas
+    #[arg(long, default_value = "vanilla")]
+    learner: String,
 }
 
 struct Case {
@@ -104,10 +109,10 @@ struct Measured {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let pool = Pool::new(0, 0)?;
+    let (pool, learner) = (Pool::new(0, 0)?, super::learner(&arguments.learner)?);
     let mut networks = Vec::new();
     for case in cases().into_iter().filter(|case| case.name.contains(&arguments.network)) {
-        networks.push(measure(&case, &pool, arguments.quick)?);
+        networks.push(measure(&case, learner, &pool, arguments.quick)?);
         if let (false, Some(network)) = (arguments.json, networks.last()) {
             print(network);
         }
@@ -141,9 +146,10 @@ fn cases() -> [Case; 3] {
     ]
 }
 
-fn measure(case: &Case, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
+fn measure(case: &Case, learner: Learner, pool: &Pool, quick: bool) -> Result<Measured, Failure> {
     let network = Arc::new(Network::build(&case.architecture, case.input, 10, Loss::SoftmaxCrossEntropy, false)?);
-    let recipe = Recipe { learning_rate: LEARNING_RATE, ..Recipe::new(network, case.rows, pool.threads()) };
+    let rule = Rule { learner, ..Rule::default() };
+    let recipe = Recipe { rule, learning_rate: LEARNING_RATE, ..Recipe::new(network, case.rows, pool.threads()) };
     let planner = recipe.planner();
     let began = Instant::now();
     let profile = planner.measure(pool, u64::MAX)?;

@@ -82,6 +82,14 @@ fn settings_are_checked() {
         (r#"{"type":"iter_fisher"}"#, true),
         (r#"{"type":"iter_fisher","decay":1}"#, false),
         (r#"{"type":"iter_fisher","lambda":-1}"#, false),
+        (r#"{"type":"iter_fisher","tuning":"fixed","lambda":1,"form":"end_points"}"#, true),
+        (r#"{"type":"iter_fisher","tuning":"gradient","lambda":1,"decay":0.5,"penalty":2,"rate":0.1}"#, true),
+        (r#"{"type":"iter_fisher","tuning":"gradient","rate":-1}"#, false),
+        // Keys of another tuning, which would do nothing.
+        (r#"{"type":"iter_fisher","tuning":"fixed","decay":0.9}"#, false),
+        (r#"{"type":"iter_fisher","tuning":"fixed","penalty":1}"#, false),
+        (r#"{"type":"iter_fisher","tuning":"fixed","rate":0.01}"#, false),
+        (r#"{"type":"iter_fisher","rate":0.01}"#, false),
         (r#"{"type":"fisher","lambda":2}"#, true),
         (r#"{"type":"step_aware"}"#, true),
     ] {

@@ -46,9 +46,9 @@ fn instance() -> impl Strategy<Value = (Planner, Profile)> {
                 Recipe { may_omit, rule: Rule { optimiser, ..Rule::default() }, ..Recipe::new(network, step_rows, threads) };
             let layers = times.into_iter().take(recipe.network.layers.len());
             let layers = layers.map(|(forward, backward, update, copy)| LayerTimes { forward, backward, update, copy });
-            let (admission, loss, handover) = (1_000, 500, 300);
+            let (admission, loss, consolidation, handover) = (1_000, 500, 200, 300);
             let layers = layers.collect();
-            let profile = Profile { step_rows, admission, loss, handover, threads, slowdown_thousandths, layers };
+            let profile = Profile { step_rows, admission, loss, consolidation, handover, threads, slowdown_thousandths, layers };
             (recipe.planner(), profile)
         },
     )

@@ -17,6 +17,13 @@ fn uniform(seed: u64) -> impl FnMut() -> f64 {
 /// Makes another distribution of a uniform draw.
 type Shape = fn(f64) -> f64;
 
+const KINDS: [(&str, Shape); 4] = [
+    ("uniform", |drawn| drawn),
+    ("a rare coin", |drawn| f64::from(drawn < 0.02)),
+    ("exponential", |drawn| -(1.0 - drawn * 0.999_999).ln()),
+    ("a heavy tail", |drawn| (1.0 - drawn * 0.999_999).powf(-0.67)),
+];
+
 /// Where the window is cut.
 fn cuts(values: impl Iterator<Item = f64>) -> Vec<usize> {
     let mut window = Adwin::new(DELTA);
@@ -51,15 +58,72 @@ fn it_agrees_with_river() {
     }
 }
 
+/// What the reference's values are given through changes none of them: the same cuts at the same places.
+#[test]
+fn ordinary_values_are_not_bounded() {
+    let reference: Reference = serde_json::from_str(include_str!("../../../tests/fixtures/adwin_reference.json")).unwrap();
+    for case in reference.cases {
+        let values: Vec<f64> = case.digits.bytes().map(|digit| f64::from(digit - b'0') / 9.0).collect();
+        for losses in values.chunks(LOOK_EVERY as usize) {
+            assert!(losses.iter().all(|&loss| loss <= bound(losses)), "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn losses_that_are_absurd_hide_no_rise() {
+    for first in [0, 5, 31, 32, 1000, 1990] {
+        // Of the others a rise to three times as much is itself hard to see.
+        for (kind, shape) in [KINDS[0], KINDS[2]] {
+            let mut drift = Drift::new(DELTA);
+            let mut draw = uniform(first as u64);
+            let mut rises = Vec::new();
+            for row in 0..3000usize {
+                // Twice, in two steps.
+                let absurd = row == first || row == first + 3;
+                let level = if row < 2000 { 1.0 } else { 3.0 };
+                let loss = if absurd { 1e29 } else { level * shape(draw()) };
+                rises.extend(drift.push(loss, row as u64).map(|_| row));
+            }
+            assert!(matches!(rises[..], [found] if (2000..2400).contains(&found)), "{kind}, {first}: {rises:?}");
+            assert!(drift.mean_loss().unwrap() < 20.0, "{kind}, {first}");
+        }
+    }
+}
+
+#[test]
+fn noise_is_hardly_ever_a_drift() {
+    let (mut cuts_of_noise, mut found) = (0, 0);
+    for seed in 0..200 {
+        let (_, shape) = KINDS[seed as usize % KINDS.len()];
+        let (mut window, mut drift, mut draw) = (Adwin::new(DELTA), Drift::new(DELTA), uniform(1000 + seed));
+        for row in 0..20_000 {
+            let loss = 0.5 + shape(draw());
+            cuts_of_noise += u32::from(window.push(loss).is_some());
+            found += u32::from(drift.push(loss, row).is_some());
+        }
+    }
+    // 200 streams of 625 looks: delta allows 250.
+    assert!(found <= 2, "{found} drifts, {cuts_of_noise} cuts");
+}
+
+#[test]
+fn a_rise_of_less_than_a_tenth_is_none_and_many_of_them_are_one() {
+    let rises = |of: &dyn Fn(u64) -> f64| {
+        let (mut drift, mut draw) = (Drift::new(DELTA), uniform(7));
+        (0..20_000).filter_map(|row| drift.push(of(row) + 0.02 * draw(), row)).collect::<Vec<_>>()
+    };
+    let small = rises(&|row| if row < 10_000 { 1.0 } else { 1.05 });
+    assert!(small.is_empty(), "{small:?}");
+    // A twentieth at a time.
+    let slow = rises(&|row| 1.0 + 0.05 * (row / 1000) as f64);
+    assert!((4..=10).contains(&slow.len()), "{slow:?}");
+    assert!(slow.iter().all(|rise| rise.after > rise.before * 1.1), "{slow:?}");
+}
+
 #[test]
 fn what_is_steady_gives_no_more_false_alarms_than_delta_allows() {
-    let kinds: [(&str, Shape); 4] = [
-        ("uniform", |drawn| drawn),
-        ("a rare coin", |drawn| f64::from(drawn < 0.02)),
-        ("exponential", |drawn| -(1.0 - drawn * 0.999_999).ln()),
-        ("a heavy tail", |drawn| (1.0 - drawn * 0.999_999).powf(-0.67)),
-    ];
-    for (name, kind) in kinds {
+    for (name, kind) in KINDS {
         let mut draw = uniform(11);
         let values = 100_000;
         let alarms = cuts((0..values).map(|_| kind(draw()))).len();

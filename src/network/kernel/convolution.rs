@@ -119,7 +119,7 @@ pub(crate) struct Wanted {
     pub(crate) bias: bool,
 }
 
-/// What backward computes.
+/// What backward computes, here and in a depthwise convolution, where each output has one channel.
 pub(crate) struct Gradients<T> {
     /// `[outputs, channels, kernel, kernel]`.
     pub(crate) weight: Vec<T>,

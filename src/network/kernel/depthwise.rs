@@ -6,6 +6,7 @@
 //! small the image is; what such a run computes between the end of one line and the start of the next is not looked at. Where the
 //! stride is 1, the only phase is the channel with its padding.
 
+use super::convolution::{Gradients, Wanted};
 use super::{dispatch, elementwise};
 use crate::network::element::Element;
 
@@ -45,7 +46,7 @@ impl Geometry {
     }
 
     /// Elements of one channel's kernel.
-    fn taps(&self) -> usize {
+    pub(crate) fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
 
@@ -156,25 +157,6 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, weight: &[T], bias: Optio
         },
     );
     y
-}
-
-/// Which gradients backward computes beside the weight's.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    /// The input's.
-    pub(crate) input: bool,
-    /// The bias's.
-    pub(crate) bias: bool,
-}
-
-/// What backward computes.
-pub(crate) struct Gradients<T> {
-    /// `[channels, kernel, kernel]`.
-    pub(crate) weight: Vec<T>,
-    /// `[channels]`.
-    pub(crate) bias: Option<Vec<T>>,
-    /// `[rows, channels, height, width]`.
-    pub(crate) input: Option<Vec<T>>,
 }
 
 /// The gradients of [`forward`] from that of its result, `[rows, channels, output_height, output_width]`. Rows are added first to

@@ -162,6 +162,19 @@ pub(crate) fn scale_add_square<T: Element>(target: &mut [T], keep: T, scale: T, 
     );
 }
 
+/// `target += factor · |source|`.
+pub(crate) fn add_magnitude<T: Element>(target: &mut [T], factor: T, source: &[T]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (value, &summand) in target.iter_mut().zip(source) {
+                let magnitude = if summand < T::zero() { T::zero() - summand } else { summand };
+                *value += magnitude * factor;
+            }
+        },
+    );
+}
+
 /// `weight := keep · weight − rate · mean / (√square · root_scale + epsilon)`.
 pub(crate) fn adam<T: Element>(weight: &mut [T], mean: &[T], square: &[T], [keep, rate, root_scale, epsilon]: [T; 4]) {
     dispatch(

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, only, rows, times, with_rows};
 use crate::limits::PARAMETERS_MAX;
 use crate::network::element::Element;
-use crate::network::kernel::convolution::{self, Geometry, Wanted};
+use crate::network::kernel::convolution::{self, Geometry, Gradients, Wanted};
 use crate::network::kernel::gemm;
 use crate::network::tensor::{by_type, read, tensor};
 
@@ -29,6 +29,35 @@ pub(super) fn output_sides(sides: [usize; 2], kernel: usize, stride: usize, padd
     let [height, width] = [padded(sides[0])?, padded(sides[1])?];
     let patches = |size: usize| Some(size.checked_sub(kernel)? / stride + 1);
     Some(([height, width], [patches(height)?, patches(width)?]))
+}
+
+/// The weight and, where there is one, the bias, of the tensors that a layer called `of` was given.
+pub(super) fn weight_and_bias<'a>(weights: &'a [Tensor], bias: bool, of: &str) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
+    if bias {
+        let [weight, bias] = exactly(weights, of)?;
+        return Ok((weight, Some(bias)));
+    }
+    let [weight] = exactly(weights, &format!("{of} without bias"))?;
+    Ok((weight, None))
+}
+
+/// Those tensors as parameters.
+pub(super) fn parameters(weight: &[usize; 4], fan_in: usize, bias: bool) -> Vec<Parameter> {
+    let initial = Initial::Uniform { fan_in };
+    let bias = bias.then(|| Parameter::new("bias", &weight[..1], initial));
+    [Parameter::new("weight", weight, initial)].into_iter().chain(bias).collect()
+}
+
+/// What a kernel's backward computed as what a layer's returns.
+pub(super) fn returned<T: Element>(
+    gradients: Gradients<T>,
+    input: &[usize],
+    weight: &[usize; 4],
+) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
+    let of_input = gradients.input.map(|values| tensor(values, input)).transpose()?;
+    let of_bias = gradients.bias.map(|values| tensor(values, &weight[..1])).transpose()?;
+    let of_parameters = [tensor(gradients.weight, weight)?].into_iter().chain(of_bias).map(Gradient::Dense);
+    Ok((of_input.into_iter().collect(), of_parameters.collect()))
 }
 
 impl Conv2d {
@@ -57,23 +86,13 @@ impl Conv2d {
         Self { bias: false, ..self }
     }
 
-    /// The weight and, where there is one, the bias, in the one case and in the other.
-    fn split<'a>(&self, weights: &'a [Tensor]) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
-        if self.bias {
-            let [weight, bias] = exactly(weights, "conv2d")?;
-            return Ok((weight, Some(bias)));
-        }
-        let [weight] = exactly(weights, "conv2d without bias")?;
-        Ok((weight, None))
-    }
-
     fn weight_shape(&self) -> [usize; 4] {
         let Geometry { outputs, channels, kernel, .. } = self.geometry;
         [outputs, channels, kernel, kernel]
     }
 
     fn apply<T: Element>(&self, weights: &[Tensor], input: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = self.split(weights)?;
+        let (weight, bias) = weight_and_bias(weights, self.bias, "conv2d")?;
         let rows = rows(input, &self.input_shape)?;
         let bias = bias.map(read::<T>).transpose()?;
         let y = convolution::forward::<T>(&self.geometry, &read(weight)?, bias.as_deref(), &read(input)?);
@@ -87,12 +106,7 @@ impl Layer for Conv2d {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let initial = Initial::Uniform { fan_in: self.geometry.patch() };
-        let mut parameters = vec![Parameter::new("weight", &self.weight_shape(), initial)];
-        if self.bias {
-            parameters.push(Parameter::new("bias", &[self.geometry.outputs], initial));
-        }
-        parameters
+        parameters(&self.weight_shape(), self.geometry.patch(), self.bias)
     }
 
     fn output_shape(&self) -> &[usize] {
@@ -144,22 +158,14 @@ impl Layer for Conv2d {
         gradients: Vec<Tensor>,
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
-        let (weight, bias) = self.split(weights)?;
+        let (weight, bias) = weight_and_bias(weights, self.bias, "conv2d")?;
         let (input, gradient) = (only(stash.tensors)?, only(gradients)?);
         let rows = rows(&gradient, &self.output_shape)?;
         by_type!(gradient, T => {
             let (x, g) = (read::<T>(&input)?, read::<T>(&gradient)?);
             let wanted = Wanted { input: want_input_gradients, bias: bias.is_some() };
             let result = convolution::backward(&self.geometry, &read::<T>(weight)?, &x, &g, wanted);
-            let mut input_gradients = Vec::new();
-            if let Some(input) = result.input {
-                input_gradients.push(tensor(input, &with_rows(rows, &self.input_shape))?);
-            }
-            let mut gradients = vec![Gradient::Dense(tensor(result.weight, &self.weight_shape())?)];
-            if let Some(bias) = result.bias {
-                gradients.push(Gradient::Dense(tensor(bias, &[self.geometry.outputs])?));
-            }
-            Ok((input_gradients, gradients))
+            returned(result, &with_rows(rows, &self.input_shape), &self.weight_shape())
         })
     }
 }

@@ -2,11 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::conv2d::output_sides;
-use super::{Cost, Gradient, Initial, Layer, Parameter, Stash, bytes, exactly, only, rows, times, with_rows};
+use super::conv2d::{output_sides, parameters, returned, weight_and_bias};
+use super::{Cost, Gradient, Layer, Parameter, Stash, bytes, only, rows, times, with_rows};
 use crate::limits::PARAMETERS_MAX;
 use crate::network::element::Element;
-use crate::network::kernel::depthwise::{self, Geometry, Wanted};
+use crate::network::kernel::convolution::Wanted;
+use crate::network::kernel::depthwise::{self, Geometry};
 use crate::network::tensor::{by_type, read, tensor};
 
 /// `[rows, channels, height, width]` to `[rows, channels, output height, output width]`, with
@@ -44,23 +45,13 @@ impl DepthwiseConv2d {
         Self { bias: false, ..self }
     }
 
-    /// The weight and, where there is one, the bias, in the one case and in the other.
-    fn split<'a>(&self, weights: &'a [Tensor]) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
-        if self.bias {
-            let [weight, bias] = exactly(weights, "depthwise_conv2d")?;
-            return Ok((weight, Some(bias)));
-        }
-        let [weight] = exactly(weights, "depthwise_conv2d without bias")?;
-        Ok((weight, None))
-    }
-
     fn weight_shape(&self) -> [usize; 4] {
         let Geometry { channels, kernel, .. } = self.geometry;
         [channels, 1, kernel, kernel]
     }
 
     fn apply<T: Element>(&self, weights: &[Tensor], input: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = self.split(weights)?;
+        let (weight, bias) = weight_and_bias(weights, self.bias, "depthwise_conv2d")?;
         let rows = rows(input, &self.input_shape)?;
         let bias = bias.map(read::<T>).transpose()?;
         let y = depthwise::forward::<T>(&self.geometry, &read(weight)?, bias.as_deref(), &read(input)?);
@@ -74,13 +65,7 @@ impl Layer for DepthwiseConv2d {
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        let Geometry { channels, kernel, .. } = self.geometry;
-        let initial = Initial::Uniform { fan_in: kernel * kernel };
-        let mut parameters = vec![Parameter::new("weight", &self.weight_shape(), initial)];
-        if self.bias {
-            parameters.push(Parameter::new("bias", &[channels], initial));
-        }
-        parameters
+        parameters(&self.weight_shape(), self.geometry.taps(), self.bias)
     }
 
     fn output_shape(&self) -> &[usize] {
@@ -120,22 +105,14 @@ impl Layer for DepthwiseConv2d {
         gradients: Vec<Tensor>,
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
-        let (weight, bias) = self.split(weights)?;
+        let (weight, bias) = weight_and_bias(weights, self.bias, "depthwise_conv2d")?;
         let (input, gradient) = (only(stash.tensors)?, only(gradients)?);
         let rows = rows(&gradient, &self.output_shape)?;
         by_type!(gradient, T => {
             let (x, g) = (read::<T>(&input)?, read::<T>(&gradient)?);
             let wanted = Wanted { input: want_input_gradients, bias: bias.is_some() };
             let result = depthwise::backward(&self.geometry, &read::<T>(weight)?, &x, &g, wanted);
-            let mut input_gradients = Vec::new();
-            if let Some(input) = result.input {
-                input_gradients.push(tensor(input, &with_rows(rows, &self.input_shape))?);
-            }
-            let mut gradients = vec![Gradient::Dense(tensor(result.weight, &self.weight_shape())?)];
-            if let Some(bias) = result.bias {
-                gradients.push(Gradient::Dense(tensor(bias, &[self.geometry.channels])?));
-            }
-            Ok((input_gradients, gradients))
+            returned(result, &with_rows(rows, &self.input_shape), &self.weight_shape())
         })
     }
 }

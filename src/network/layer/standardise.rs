@@ -35,8 +35,8 @@ impl Standardise {
         rows(input, &self.shape)?;
         let [count, mean, m2] = exactly(statistics, "standardise")?;
         let (count, mean, m2, x) = (read::<f64>(count)?, read::<f64>(mean)?, read::<f64>(m2)?, read::<T>(input)?);
-        let count = count.first().copied().unwrap_or(0.0).max(1.0);
-        let factors: Vec<f64> = m2.iter().map(|&m2| if m2 > 0.0 { 1.0 / (m2 / count + EPSILON).sqrt() } else { 0.0 }).collect();
+        let count = count.first().copied().unwrap_or(0.0);
+        let factors: Vec<f64> = m2.iter().map(|&m2| factor(m2, count)).collect();
         let mut result = Vec::with_capacity(x.len());
         dispatch(
             #[inline(always)]
@@ -45,7 +45,7 @@ impl Standardise {
                     result.extend(
                         row.iter()
                             .zip(mean.iter().zip(&factors))
-                            .map(|(value, (mean, factor))| T::from_f64(((value.to_f64() - mean) * factor).clamp(-LIMIT, LIMIT))),
+                            .map(|(&value, (&mean, &factor))| standardised(value, mean, factor)),
                     );
                 }
             },
@@ -92,10 +92,7 @@ impl Layer for Standardise {
         _gradients: Vec<Tensor>,
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
-        if want_input_gradients {
-            candle_core::bail!("a standardising layer passes no gradient on");
-        }
-        Ok((Vec::new(), Vec::new()))
+        no_gradient(want_input_gradients)
     }
 
     fn observe(&self, statistics: &[Tensor], input: &Tensor) -> Result<Vec<Tensor>> {
@@ -111,6 +108,33 @@ impl Layer for Standardise {
     }
 }
 
+/// What the distance of a feature from its mean is multiplied by, after so many values.
+fn factor(m2: f64, count: f64) -> f64 {
+    if m2 > 0.0 { 1.0 / (m2 / count.max(1.0) + EPSILON).sqrt() } else { 0.0 }
+}
+
+/// One feature, standardised.
+#[inline(always)]
+fn standardised<T: Element>(value: T, mean: f64, factor: f64) -> T {
+    T::from_f64(((value.to_f64() - mean) * factor).clamp(-LIMIT, LIMIT))
+}
+
+/// Welford's recurrence for the value that makes `count`.
+#[inline(always)]
+fn take_in(value: f64, count: f64, mean: &mut f64, m2: &mut f64) {
+    let before = value - *mean;
+    *mean += before / count;
+    *m2 += before * (value - *mean);
+}
+
+/// A standardising layer is the first, and learns nothing.
+fn no_gradient(wanted: bool) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
+    if wanted {
+        candle_core::bail!("a standardising layer passes no gradient on");
+    }
+    Ok((Vec::new(), Vec::new()))
+}
+
 /// Takes the rows of `x` into count, means and sums of squared deviations, first to last.
 fn welford<T: Element>(x: &[T], count: &mut f64, mean: &mut [f64], m2: &mut [f64]) {
     dispatch(
@@ -119,10 +143,7 @@ fn welford<T: Element>(x: &[T], count: &mut f64, mean: &mut [f64], m2: &mut [f64
             for row in x.chunks_exact(mean.len().max(1)) {
                 *count += 1.0;
                 for (value, (mean, m2)) in row.iter().zip(mean.iter_mut().zip(m2.iter_mut())) {
-                    let value = value.to_f64();
-                    let before = value - *mean;
-                    *mean += before / *count;
-                    *m2 += before * (value - *mean);
+                    take_in(value.to_f64(), *count, mean, m2);
                 }
             }
         },

@@ -12,7 +12,7 @@ pub(super) fn compensations(names: &[String]) -> Result<Vec<Compensation>, Failu
         let value = match name.as_str() {
             "iter-fisher-descent" => json!({ "type": "iter_fisher", "tuning": "gradient" }),
             "end-points" => json!({ "type": "iter_fisher", "form": "end_points" }),
-            name => of_type(name),
+            name => json!({ "type": name.replace('-', "_") }),
         };
         serde_json::from_value(value).map_err(|error| format!("compensation `{name}`: {error}").into())
     };
@@ -21,14 +21,7 @@ pub(super) fn compensations(names: &[String]) -> Result<Vec<Compensation>, Failu
 
 /// Learners by their names.
 pub(super) fn learners(names: &[String]) -> Result<Vec<Learner>, Failure> {
-    let of = |name: &String| -> Result<Learner, Failure> {
-        serde_json::from_value(of_type(name)).map_err(|error| format!("learner `{name}`: {error}").into())
-    };
-    names.iter().map(of).collect()
-}
-
-fn of_type(name: &str) -> Value {
-    json!({ "type": name.replace('-', "_") })
+    names.iter().map(|name| super::super::learner(name)).collect()
 }
 
 /// A word for both in a table; nothing for what is there by default.

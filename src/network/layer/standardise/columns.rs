@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{EPSILON, LIMIT};
+use super::{factor, no_gradient, standardised, take_in};
 use crate::network::columns::Column;
 use crate::network::element::Element;
 use crate::network::kernel::dispatch;
@@ -47,16 +47,15 @@ impl StandardiseColumns {
         rows(input, &self.shape)?;
         let [count, mean, m2] = exactly(statistics, "standardise")?;
         let (count, mean, m2, x) = (read::<f64>(count)?, read::<f64>(mean)?, read::<f64>(m2)?, read::<T>(input)?);
-        let factor = |(&m2, &count): (&f64, &f64)| if m2 > 0.0 { 1.0 / (m2 / count.max(1.0) + EPSILON).sqrt() } else { 0.0 };
-        let factors: Vec<f64> = m2.iter().zip(count.iter()).map(factor).collect();
+        let factors: Vec<f64> = m2.iter().zip(count.iter()).map(|(&m2, &count)| factor(m2, count)).collect();
         let mut result = x.to_vec();
         dispatch(
             #[inline(always)]
             || {
                 for row in result.chunks_exact_mut(self.shape[0]) {
-                    for (number, (mean, factor)) in self.numbers.iter().zip(mean.iter().zip(&factors)) {
-                        let value = ((row[number.at].to_f64() - mean) * factor).clamp(-LIMIT, LIMIT);
-                        row[number.at] = if number.is_missing(row) { T::zero() } else { T::from_f64(value) };
+                    for (number, (&mean, &factor)) in self.numbers.iter().zip(mean.iter().zip(&factors)) {
+                        let value = standardised(row[number.at], mean, factor);
+                        row[number.at] = if number.is_missing(row) { T::zero() } else { value };
                     }
                 }
             },
@@ -75,11 +74,8 @@ impl StandardiseColumns {
                         if number.is_missing(row) {
                             continue;
                         }
-                        let value = row[number.at].to_f64();
-                        let before = value - *mean;
                         *count += 1.0;
-                        *mean += before / *count;
-                        *m2 += before * (value - *mean);
+                        take_in(row[number.at].to_f64(), *count, mean, m2);
                     }
                 }
             },
@@ -124,10 +120,7 @@ impl Layer for StandardiseColumns {
         _gradients: Vec<Tensor>,
         want_input_gradients: bool,
     ) -> Result<(Vec<Tensor>, Vec<Gradient>)> {
-        if want_input_gradients {
-            candle_core::bail!("a standardising layer passes no gradient on");
-        }
-        Ok((Vec::new(), Vec::new()))
+        no_gradient(want_input_gradients)
     }
 
     fn observe(&self, statistics: &[Tensor], input: &Tensor) -> Result<Vec<Tensor>> {
