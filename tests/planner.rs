@@ -157,7 +157,7 @@ fn a_learners_work_is_reckoned_with() {
         for _ in 0..9 {
             let began = std::time::Instant::now();
             for _ in 0..STRETCH_STEPS {
-                trainer.apply(Step { first, rows: rows.clone() }, &mut outcomes).unwrap();
+                trainer.apply(Step::starting(first, rows.clone()), &mut outcomes).unwrap();
                 first += 16;
             }
             trainer.drain(&mut outcomes).unwrap();

@@ -14,6 +14,8 @@ fn figures(model: &str) -> ModelFigures {
         status: "running",
         accepted_rows: rows.total(),
         rows,
+        waiting_for_label_rows: 40,
+        labels: 7,
         epoch: 2,
         sequence: 900,
         snapshot_age_seconds: 0.02,
