@@ -10,6 +10,7 @@ mod power;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use mustela::stream::log::{Committed, Encoded, Entry, Key, Log, LogError, Options, RedbLog, Registered};
@@ -555,8 +556,14 @@ impl StateMachineTest for LogTest {
     }
 
     fn apply(mut machine: Machine, _: &Model, transition: Transition) -> Machine {
-        machine.step(&transition).unwrap();
-        machine
+        match catch_unwind(AssertUnwindSafe(|| machine.step(&transition))) {
+            Ok(Ok(())) => machine,
+            stepped => {
+                // What is broken is not closed: that might end the whole process.
+                std::mem::forget(machine);
+                panic!("{stepped:?}");
+            }
+        }
     }
 }
 

@@ -19,6 +19,9 @@ use redb::{Builder, Database, DatabaseError, StorageBackend};
 /// Disks write this many bytes whole, and tear between them.
 const SECTOR: usize = 512;
 
+/// What fits on the disk.
+const DISK_BYTES: usize = 64 << 20;
+
 /// A few numbers from a seed (splitmix64).
 #[derive(Clone, Debug)]
 pub struct Draw(pub u64);
@@ -130,11 +133,14 @@ impl Platter {
         }
     }
 
+    /// What is seen, by a process that is still there, while there is power.
+    fn reached(&self, opening: u64) -> io::Result<&[u8]> {
+        if self.is_off || opening != self.opening { Err(gone()) } else { Ok(&self.seen) }
+    }
+
     /// One call comes: the fault that it has, or an error where there is no power.
     fn strike(&mut self, opening: u64) -> io::Result<Option<(Fault, Draw)>> {
-        if self.is_off || opening != self.opening {
-            return Err(gone());
-        }
+        self.reached(opening)?;
         self.calls += 1;
         match &mut self.armed {
             Some((left, ..)) if *left > 0 => *left -= 1,
@@ -152,6 +158,9 @@ impl Platter {
 
     /// A write or a change of the length comes.
     fn take(&mut self, opening: u64, unsynced: Unsynced) -> io::Result<()> {
+        if matches!(unsynced, Unsynced::Length(length) if length > DISK_BYTES) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         match self.strike(opening)? {
             None => unsynced.reach(&mut self.seen),
             Some((Fault::Fail, _)) => return Err(gone()),
@@ -213,9 +222,18 @@ impl PowerDisk {
         self.0.lock().calls
     }
 
+    /// What is seen on it.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.0.lock().seen.clone()
+    }
+
     /// Another disk with what is seen on this one.
     pub fn copy(&self) -> PowerDisk {
-        let seen = self.0.lock().seen.clone();
+        PowerDisk::holding(self.bytes())
+    }
+
+    /// A disk with this file.
+    pub fn holding(seen: Vec<u8>) -> PowerDisk {
         PowerDisk(Arc::new(Mutex::new(Platter { synced: seen.clone(), seen, has_name: true, ..Platter::default() })))
     }
 }
@@ -228,13 +246,12 @@ struct Handle {
 
 impl StorageBackend for Handle {
     fn len(&self) -> io::Result<u64> {
-        let platter = self.disk.0.lock();
-        if platter.is_off { Err(gone()) } else { Ok(platter.seen.len() as u64) }
+        Ok(self.disk.0.lock().reached(self.opening)?.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let platter = self.disk.0.lock();
-        let seen = if platter.is_off { None } else { platter.seen.get(offset as usize..offset as usize + out.len()) };
+        let seen = platter.reached(self.opening)?.get(offset as usize..offset as usize + out.len());
         out.copy_from_slice(seen.ok_or_else(gone)?);
         Ok(())
     }
