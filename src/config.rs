@@ -102,6 +102,8 @@ pub struct Log {
     pub retain_bytes: u64,
     /// Posts that one fsync may acknowledge.
     pub commit_entries_max: usize,
+    /// Largest file that is held to its checksums whole at each start.
+    pub check_bytes_max: u64,
 }
 
 /// The doors; read by `http`.
@@ -258,13 +260,14 @@ impl Config {
     }
 
     /// Every number with the range that it may be in.
-    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 28] {
+    fn ranges(&self) -> [(&'static str, u64, RangeInclusive<u64>); 29] {
         let Self { memory, log, http, model, drift, checkpoint, planner, compute, predict, .. } = self;
         [
             ("memory.reserve_bytes", memory.reserve_bytes, 0..=1024 * GIB),
             ("log.cache_bytes", log.cache_bytes, 1 << 20..=1024 * GIB),
             ("log.bytes_max", log.bytes_max, 16 << 20..=u64::MAX >> 1),
             ("log.retain_bytes", log.retain_bytes, 0..=u64::MAX >> 1),
+            ("log.check_bytes_max", log.check_bytes_max, 0..=u64::MAX >> 1),
             ("log.commit_entries_max", log.commit_entries_max as u64, 1..=65_536),
             ("http.body_bytes_max", http.body_bytes_max, 1024..=4 * GIB),
             ("http.decoded_bytes_max", http.decoded_bytes_max, 1024..=16 * GIB),

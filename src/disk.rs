@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError};
+use redb::{Builder, Database, DatabaseError, StorageBackend};
 
 /// File access. The log and the checkpoints know no other.
 pub trait Disk: Send + Sync {
@@ -73,11 +73,30 @@ pub fn is_sync_failure(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<SyncFailure>())
 }
 
+/// A database's file, held against every other process.
+fn backend(path: &Path) -> Result<FileBackend, DatabaseError> {
+    let mut options = OpenOptions::new();
+    FileBackend::new(options.read(true).write(true).create(true).truncate(false).open(path).map_err(at(path))?)
+}
+
+/// Makes a database under another name, and gives it its own once it is whole: what a power cut leaves of one that was being made
+/// is no database, and could not be told from one that was damaged.
+fn make_database(builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+    let making = path.with_added_extension("new");
+    let backend = backend(&making)?;
+    // Whoever holds the unfinished file is the only one that makes the database; another may have done so just before.
+    if path.exists() {
+        return builder.create_with_backend(self::backend(path)?);
+    }
+    backend.set_len(0)?;
+    let database = builder.create_with_backend(backend)?;
+    fs::rename(&making, path).map_err(at(path))?;
+    Ok(database)
+}
+
 impl Disk for FileSystem {
     fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(at(path))?;
-        let database = builder.create_with_backend(FileBackend::new(file)?)?;
+        let database = if path.exists() { builder.create_with_backend(backend(path)?)? } else { make_database(builder, path)? };
         path.parent().map_or(Ok(()), sync_folder)?;
         Ok(database)
     }

@@ -18,7 +18,7 @@ use mustela::stream::{Receipt, Schema, Stream, StreamError, Streams};
 use proptest::prelude::*;
 use redb::{Builder, Database, DatabaseError, StorageBackend, backends::FileBackend};
 
-const OPTIONS: Options = Options { cache_bytes: 8 << 20 };
+const OPTIONS: Options = Options { cache_bytes: 8 << 20, check_bytes_max: u64::MAX };
 /// Bytes of one row; a record holds 256 of them.
 const WIDTH: usize = 4096;
 

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,21 +26,39 @@ use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
 use crate::metrics::{self, Metrics, ModelFigures};
+use crate::model::checkpoint;
 use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
 use crate::model::predict::Predictor;
-use crate::model::registry::Models;
-use crate::model::{Ground, Settings};
+use crate::model::registry::{Models, RegistryError};
+use crate::model::{Ground, ModelError, Settings};
 use crate::shutdown::{self, Shutdown, Signals};
-use crate::stream::Streams;
-use crate::stream::log::{Committer, Hooks, Log, Options, RedbLog};
+use crate::stream::log::{self, Committer, Hooks, Log, LogError, Options, RedbLog};
+use crate::stream::{StreamError, Streams};
 use crate::{config, disk};
 
 /// How long the end waits for the log's other holders to let go of it.
 const LOG_GRACE: Duration = Duration::from_secs(2);
 
+/// The exit status where the data folder is damaged, or of another version (sysexits' EX_DATAERR).
+const EX_DATAERR: u8 = 65;
+/// The exit status where the disk cannot be read or written, at the start or later (sysexits' EX_IOERR).
+const EX_IOERR: u8 = 74;
+/// The exit status where another process has the data folder (sysexits' EX_TEMPFAIL): it may work later.
+const EX_TEMPFAIL: u8 = 75;
+
+const EXIT_HELP: &str = "\
+Exit status:
+   0  ended by a signal, with all that was acknowledged on disk
+  64  a wrong flag, key or value
+  65  the data folder is damaged, or of another version
+  74  the disk cannot be read or written, at the start or later (full, read-only, a failed sync)
+  75  another process has the data folder
+   1  anything else, such as an address that is taken";
+
 /// Flags of `serve`; every key of the configuration can also be set by environment (`MUSTELA_HTTP__REQUEST_SECONDS`) or `--set`.
 #[derive(Debug, Args)]
+#[command(after_help = EXIT_HELP)]
 pub struct Arguments {
     /// Configuration file; what it leaves out keeps its default
     #[arg(long, env = "MUSTELA_CONFIG")]
@@ -85,7 +103,57 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
         runtime.shutdown_background();
         served
     });
-    super::finish(served)
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure);
+            failure.downcast_ref::<Unusable>().map_or(ExitCode::FAILURE, |unusable| ExitCode::from(unusable.status))
+        }
+    }
+}
+
+/// A data folder that cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+struct Unusable {
+    status: u8,
+    reason: String,
+}
+
+impl Unusable {
+    fn disk(folder: &Path, error: &std::io::Error) -> Unusable {
+        Unusable { status: EX_IOERR, reason: format!("the data folder {} cannot be used: {error}", folder.display()) }
+    }
+}
+
+impl From<LogError> for Unusable {
+    fn from(error: LogError) -> Unusable {
+        let status = match error {
+            LogError::Held(_) => EX_TEMPFAIL,
+            LogError::Format(_) => EX_DATAERR,
+            LogError::Storage(_) | LogError::OutOfOrder | LogError::Closed => EX_IOERR,
+        };
+        Unusable { status, reason: error.to_string() }
+    }
+}
+
+impl From<StreamError> for Unusable {
+    fn from(error: StreamError) -> Unusable {
+        match error {
+            StreamError::Storage(error) => error.into(),
+            error => Unusable { status: EX_DATAERR, reason: error.to_string() },
+        }
+    }
+}
+
+impl From<RegistryError> for Unusable {
+    fn from(error: RegistryError) -> Unusable {
+        match error {
+            RegistryError::Storage(error) | RegistryError::Model(ModelError::Storage(error)) => error.into(),
+            RegistryError::Stream(error) => error.into(),
+            error => Unusable { status: EX_DATAERR, reason: error.to_string() },
+        }
+    }
 }
 
 async fn serve(config: Config) -> Result<(), Failure> {
@@ -214,12 +282,13 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     let reserved_bytes = config.log.cache_bytes + config.memory.reserve_bytes;
     let room = Room::new(config.memory.ceiling, memory::machine_bytes(), reserved_bytes)?;
     let data_dir = std::path::absolute(&config.data_dir)?;
-    disk.create_dir_all(&data_dir)?;
-    let options = Options { cache_bytes: config.log.cache_bytes as usize };
-    let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options)?);
+    disk.create_dir_all(&data_dir).map_err(|error| Unusable::disk(&data_dir, &error))?;
+    check_complete(disk.as_ref(), &data_dir)?;
+    let options = Options { cache_bytes: config.log.cache_bytes as usize, check_bytes_max: config.log.check_bytes_max };
+    let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options).map_err(Unusable::from)?);
     let folder_identity = log.identity().to_owned();
     let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
-    let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max)?);
+    let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max).map_err(Unusable::from)?);
     let settings = Settings {
         review_interval: Duration::from_secs(config.planner.review_seconds),
         publish_interval: Duration::from_millis(config.model.publish_interval_ms),
@@ -236,8 +305,22 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
     let (asked, counted) = (predictor.clone(), metrics.clone());
     let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, counted, settings, asked, end_now));
-    let models = Arc::new(Models::open(ground, streams.clone(), kinds)?);
+    let models = Arc::new(Models::open(ground, streams.clone(), kinds).map_err(Unusable::from)?);
     Ok(Opened { log, streams, models, predictor })
+}
+
+/// Refuses a folder that has models and no log: with a new log every stream and every row would be gone without a word.
+fn check_complete(disk: &dyn Disk, data_dir: &Path) -> Result<(), Unusable> {
+    let models = disk.list(&checkpoint::folders(data_dir)).map_err(|error| Unusable::disk(data_dir, &error))?;
+    let log = data_dir.join(log::FILE);
+    if models.is_empty() || log.exists() {
+        return Ok(());
+    }
+    let reason = format!(
+        "{} is missing, and the data folder holds checkpoints of models: put it back, or begin with an empty folder",
+        log.display()
+    );
+    Err(Unusable { status: EX_DATAERR, reason })
 }
 
 /// What the log's commits are measured by, and what happens when one fails: an fsync that failed once may have lost what it
@@ -256,10 +339,10 @@ fn hooks(metrics: &Arc<Metrics>) -> Hooks {
 /// What the scrape reads.
 type Scraped = (Arc<Metrics>, Arc<Streams>, Arc<Models>);
 
-/// Ends the process (with sysexits' EX_IOERR), because the disk may have lost what it was given.
+/// Ends the process, because the disk may have lost what it was given.
 fn end_now(error: &dyn std::fmt::Display) {
     tracing::error!(%error, "the disk failed; ending, as nothing more can be promised");
-    std::process::exit(74);
+    std::process::exit(i32::from(EX_IOERR));
 }
 
 async fn render(State((metrics, streams, models)): State<Scraped>) -> Result<impl IntoResponse, StatusCode> {

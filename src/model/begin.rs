@@ -13,7 +13,7 @@ use prometheus::{Histogram, IntCounter};
 use tokio::sync::watch;
 
 use super::ModelError;
-use super::checkpoint::{self, Loaded};
+use super::checkpoint::{self, CheckpointError, Loaded};
 use super::decision::{Decision, Planned, What};
 use super::driver::{Driver, stand};
 use super::kind::Given;
@@ -21,6 +21,7 @@ use super::live::{Command, Live, Progress, Published};
 use super::queue::{Queue, queued_bytes_max};
 use super::registry::{Models, Record, RegistryError, Running};
 use super::status::{CheckpointFigures, Status};
+use crate::disk::is_sync_failure;
 use crate::fold::{Fold, FoldError, Predictions, Sequence, Snapshot, Version};
 use crate::ledger::Ledger;
 use crate::rows::Rows;
@@ -86,6 +87,10 @@ impl Models {
         }
         for (id, name, record, stream) in known {
             if let Err(error) = self.resume(id, &name, &record, &stream) {
+                if let RegistryError::Model(ModelError::Checkpoint(CheckpointError::Version { .. })) = error {
+                    // The whole folder is another binary's to go on with.
+                    return Err(error);
+                }
                 tracing::error!(model = name, %error, "the model stands still");
                 self.stand_still(id, name, record, stream, error.to_string())?;
             }
@@ -134,7 +139,13 @@ impl Models {
         fold: &mut dyn Fold,
     ) -> Result<Option<(checkpoint::Head, CheckpointFigures)>, ModelError> {
         let folder = checkpoint::folder(&self.ground.data_dir, id);
-        let (loaded, faults) = checkpoint::Store::new(self.ground.disk.as_ref(), folder).load_newest()?;
+        let newest = checkpoint::Store::new(self.ground.disk.as_ref(), folder).load_newest();
+        if let Err(CheckpointError::Io(error)) = &newest
+            && is_sync_failure(error)
+        {
+            (self.ground.fatal)(error);
+        }
+        let (loaded, faults) = newest?;
         for fault in faults {
             tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
         }

@@ -81,6 +81,12 @@ struct Manifest {
     checkpoints: Vec<Entry>,
 }
 
+/// What a manifest of any version says.
+#[derive(Deserialize)]
+struct Versioned {
+    format_version: u32,
+}
+
 /// A checkpoint that was read back.
 #[derive(Debug)]
 pub struct Loaded {
@@ -107,6 +113,14 @@ pub enum CheckpointError {
         file: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A file is whole, and another version's: whoever reads it anew from the log would remove it.
+    #[error("{file} is of format version {found}, this binary reads {FORMAT_VERSION}: open it with the binary that wrote it")]
+    Version {
+        /// Which, with its folder.
+        file: String,
+        /// What it says.
+        found: String,
     },
 }
 
@@ -178,6 +192,7 @@ impl<'a> Store<'a> {
         {
             match self.load(entry.clone()) {
                 Ok(loaded) => newest = Some(Loaded { oldest_kept, ..loaded }),
+                Err(fault @ CheckpointError::Version { .. }) => return Err(fault),
                 Err(fault) => {
                     faults.push(fault);
                     entries.pop();
@@ -194,19 +209,23 @@ impl<'a> Store<'a> {
     /// The manifest's lines, oldest first; none where there is no manifest yet.
     pub fn entries(&self) -> Result<Vec<Entry>, CheckpointError> {
         match self.manifest(MANIFEST) {
+            Ok(Some(entries)) => Ok(entries),
+            // The first is lost, or there never was one.
+            Ok(None) => Ok(self.manifest(MANIFEST_COPY)?.unwrap_or_default()),
             Err(fault @ CheckpointError::Corrupt { .. }) => match self.manifest(MANIFEST_COPY) {
-                Ok(entries) if !entries.is_empty() => Ok(entries),
+                Err(other @ CheckpointError::Version { .. }) => Err(other),
+                Ok(Some(entries)) if !entries.is_empty() => Ok(entries),
                 _ => Err(fault),
             },
-            first => first,
+            Err(error) => Err(error),
         }
     }
 
-    fn manifest(&self, name: &str) -> Result<Vec<Entry>, CheckpointError> {
+    fn manifest(&self, name: &str) -> Result<Option<Vec<Entry>>, CheckpointError> {
         let corrupt = |reason: String| CheckpointError::Corrupt { file: name.into(), reason };
         let bytes = match self.disk.read(&self.folder.join(name)) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let text = String::from_utf8(bytes).map_err(|_| corrupt("it is not UTF-8".into()))?;
@@ -217,12 +236,17 @@ impl<'a> Store<'a> {
         if blake3::hash(body.as_bytes()).to_hex().as_str() != hash {
             return Err(corrupt("its hash is wrong".into()));
         }
-        let manifest: Manifest = serde_json::from_str(body).map_err(|error| corrupt(error.to_string()))?;
-        if manifest.format_version != FORMAT_VERSION {
-            let read = manifest.format_version;
-            return Err(corrupt(format!("format version {read}, this binary reads {FORMAT_VERSION}")));
+        // Another version may say other things beside it.
+        let Versioned { format_version: found } = serde_json::from_str(body).map_err(|error| corrupt(error.to_string()))?;
+        if found != FORMAT_VERSION {
+            return Err(self.version(name, found.to_string()));
         }
-        Ok(manifest.checkpoints)
+        let manifest: Manifest = serde_json::from_str(body).map_err(|error| corrupt(error.to_string()))?;
+        Ok(Some(manifest.checkpoints))
+    }
+
+    fn version(&self, file: &str, found: String) -> CheckpointError {
+        CheckpointError::Version { file: self.folder.join(file).display().to_string(), found }
     }
 
     /// Reads one checkpoint and holds it to the manifest's hash.
@@ -233,7 +257,12 @@ impl<'a> Store<'a> {
             return Err(corrupt("its hash is not the manifest's".into()));
         }
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| corrupt(error.to_string()))?;
-        let head = read_head(metadata.metadata().as_ref()).map_err(corrupt)?;
+        let metadata = metadata.metadata().as_ref();
+        let found = metadata.and_then(|map| map.get("format_version")).cloned().unwrap_or_default();
+        if found != FORMAT_VERSION.to_string() {
+            return Err(self.version(&entry.file, found));
+        }
+        let head = read_head(metadata).map_err(corrupt)?;
         let file = SafeTensors::deserialize(&bytes).map_err(|error| corrupt(error.to_string()))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
@@ -274,9 +303,14 @@ impl<'a> Store<'a> {
     }
 }
 
+/// Where the folders of all models are.
+pub fn folders(data_dir: &Path) -> PathBuf {
+    data_dir.join("models")
+}
+
 /// Where the checkpoints of the model with this id are.
 pub fn folder(data_dir: &Path, model: u32) -> PathBuf {
-    data_dir.join("models").join(model.to_string())
+    folders(data_dir).join(model.to_string())
 }
 
 /// blake3 over name, type, shape and bytes of tensors that come in the order of their names.
@@ -343,10 +377,6 @@ fn read_head(metadata: Option<&HashMap<String, String>>) -> Result<Head, String>
     let field = |name: &str| metadata.and_then(|map| map.get(name)).ok_or_else(|| format!("its metadata lacks `{name}`"));
     if field("format")? != FORMAT {
         return Err("it is another program's file".into());
-    }
-    let version = field("format_version")?;
-    if *version != FORMAT_VERSION.to_string() {
-        return Err(format!("format version {version}, this binary reads {FORMAT_VERSION}"));
     }
     serde_json::from_str(field("head")?).map_err(|error| error.to_string())
 }

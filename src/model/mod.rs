@@ -168,7 +168,12 @@ impl Ground {
     fn trim(&self, stream: &Stream, retain_bytes: u64) -> Result<(), ModelError> {
         let needed = self.needed.lock().get(&stream.id).and_then(|models| models.values().min().copied());
         if let Some(needed) = needed {
-            stream.trim(needed + 1, retain_bytes)?;
+            let trimmed = stream.trim(needed + 1, retain_bytes);
+            if let Err(error @ StreamError::Storage(LogError::Storage(_))) = &trimmed {
+                // The log's writer would find out with the next post; nothing more is to be promised before that.
+                (self.fatal)(error);
+            }
+            trimmed?;
         }
         Ok(())
     }

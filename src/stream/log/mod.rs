@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use crate::fold::Sequence;
 
 pub use commit::{Committer, Hooks};
-pub use redb_log::{Options, RedbLog};
+pub use redb_log::{FILE, Options, RedbLog};
 
 /// One encoded record.
 #[derive(Clone, Debug)]
@@ -138,7 +138,10 @@ pub enum LogError {
     /// The storage failed. What was asked for may or may not be there after the next start.
     #[error("the log's storage failed: {0}")]
     Storage(String),
-    /// The file is not this log's, or of another version.
+    /// Another process has the file.
+    #[error("{0} is held by another process: another service runs on this data folder")]
+    Held(String),
+    /// The file is damaged, not this log's, or of another version.
     #[error("{0}")]
     Format(String),
     /// A decision was not its model's next: two write for one model, or one writes for a model that was deleted.

@@ -15,13 +15,23 @@
 //! next       "stream" or "model"  -> the next id
 //! ```
 //!
-//! Commits are synced before they return, and with quick repair a file that was not closed opens in a millisecond. Freed pages are
-//! used again; the file does not shrink.
+//! Commits are synced before they return, and with quick repair a file that was not closed needs no repair. Freed pages are used again;
+//! the file does not shrink.
+//!
+//! redb has a checksum of every page, and looks at them when it is asked to check the file: its own opening believes what it reads,
+//! and what has no checksum of ours (all but records and decisions) would be served as the disk gives it. So a file is checked before it
+//! is used, unless that takes too long; then what is read is held to what it can be held to, and a redb that stumbles over a page is
+//! a failed storage.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    WriteTransaction,
+};
 use uuid::Uuid;
 
 use super::{Committed, Encoded, Entry, Key, Log, LogError, Registered, Stored};
@@ -39,7 +49,8 @@ const DECISIONS: TableDefinition<(u32, u64), &[u8]> = TableDefinition::new("deci
 const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
 const NEXT: TableDefinition<&str, u32> = TableDefinition::new("next");
 
-const FILE: &str = "log.redb";
+/// The log's file in its data folder.
+pub const FILE: &str = "log.redb";
 const FORMAT: &str = "mustela log";
 const FORMAT_VERSION: &str = "1";
 /// Bytes before a record: how many rows it has.
@@ -55,6 +66,8 @@ const RECORD_OVERHEAD_BYTES: usize = 64;
 pub struct Options {
     /// Memory of the page cache.
     pub cache_bytes: usize,
+    /// Up to this size the file is read whole, and all of it held to its checksums, before it is used.
+    pub check_bytes_max: u64,
 }
 
 /// The log in a redb file.
@@ -70,23 +83,52 @@ fn storage(error: impl Into<redb::Error>) -> LogError {
     LogError::Storage(error.into().to_string())
 }
 
+fn damaged(path: &Path, reason: &str) -> LogError {
+    LogError::Format(format!(
+        "{} is damaged: {reason}; nothing of it is served. Put back a copy of the whole data folder, or begin with an empty one",
+        path.display()
+    ))
+}
+
 impl RedbLog {
     /// Opens or makes the log in `folder`.
     ///
     /// # Errors
-    /// Another process has it, it is of another version, or the storage fails.
+    /// Another process has it, it is damaged or of another version, or the storage fails.
     pub fn open(disk: &dyn Disk, folder: &Path, options: &Options) -> Result<RedbLog, LogError> {
         let path = folder.join(FILE);
+        let opened = catch_unwind(AssertUnwindSafe(|| RedbLog::open_file(disk, &path, options)));
+        opened.unwrap_or_else(|_| Err(damaged(&path, "its pages make no sense; the process's messages say where")))
+    }
+
+    fn open_file(disk: &dyn Disk, path: &Path, options: &Options) -> Result<RedbLog, LogError> {
         let mut builder = Builder::new();
         builder.set_cache_size(options.cache_bytes);
-        let database = disk.open_database(&builder, &path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => {
-                LogError::Format(format!("another process serves the data folder {}", folder.display()))
+        let bytes = match std::fs::metadata(path) {
+            // A log is made whole, or not at all; redb would take this for a new one.
+            Ok(metadata) if metadata.len() == 0 => return Err(damaged(path, "it is empty")),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        };
+        let is_checked = bytes < options.check_bytes_max;
+        builder.set_check_integrity_on_open(is_checked);
+        if !is_checked {
+            tracing::info!(bytes, "the log is opened without reading it all: it is larger than log.check_bytes_max");
+        }
+        let database = disk.open_database(&builder, path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => LogError::Held(path.display().to_string()),
+            DatabaseError::Storage(StorageError::Corrupted(reason)) => damaged(path, &reason),
+            // redb's words for a file that does not begin as its files do.
+            DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                damaged(path, &error.to_string())
+            }
+            DatabaseError::UpgradeRequired(version) => {
+                damaged(path, &format!("it is of version {version} of redb's format, which this binary does not read"))
             }
             error => LogError::Storage(format!("{}: {error}", path.display())),
         })?;
         let mut log = RedbLog { database, identity: String::new(), stored_bytes: AtomicU64::new(0) };
-        log.identity = log.check_header(&path)?;
+        log.identity = log.check_header(path)?;
         log.stored_bytes = AtomicU64::new(log.sum_bytes()?);
         log.sweep()?;
         Ok(log)
@@ -321,6 +363,11 @@ fn append(
     key: Option<&Key>,
     bytes: &mut i64,
 ) -> Result<Committed, LogError> {
+    // First of all: the keys of a stream that was deleted may not have been swept yet.
+    let mut heads = write.open_table(HEADS).map_err(storage)?;
+    let Some((head, kept_bytes)) = heads.get(stream).map_err(storage)?.map(|head| head.value()) else {
+        return Ok(Committed::NoStream);
+    };
     let mut keys = write.open_table(KEYS).map_err(storage)?;
     if let Some(key) = key
         && let Some(known) = keys.get((stream, key.key.as_str())).map_err(storage)?
@@ -329,10 +376,6 @@ fn append(
         let same = *fingerprint == key.fingerprint;
         return Ok(if same { Committed::Appended { first, last, replayed: true } } else { Committed::KeyReused });
     }
-    let mut heads = write.open_table(HEADS).map_err(storage)?;
-    let Some((head, kept_bytes)) = heads.get(stream).map_err(storage)?.map(|head| head.value()) else {
-        return Ok(Committed::NoStream);
-    };
     let mut table = write.open_table(RECORDS).map_err(storage)?;
     let (mut last, mut added, mut last_record) = (head, 0, head + 1);
     for record in records {
