@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError};
+use uuid::Uuid;
 
 /// File access. The log and the checkpoints know no other.
 pub trait Disk: Send + Sync {
@@ -73,11 +74,39 @@ pub fn is_sync_failure(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<SyncFailure>())
 }
 
+/// Ends the names of databases that are being made.
+const UNBORN: &str = "new";
+
+/// Makes an empty database, which gets its name when it is whole: redb says of a new file that it is one last of all, and would refuse
+/// for ever what a crash left before that. Where another process was first, its database stays.
+fn make_database(builder: &Builder, path: &Path) -> Result<(), DatabaseError> {
+    let unborn = path.with_added_extension(format!("{}.{UNBORN}", Uuid::new_v4()));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&unborn).map_err(at(&unborn))?;
+    drop(builder.create_with_backend(FileBackend::new(file)?)?);
+    File::open(&unborn).map_err(at(&unborn))?.sync_all().map_err(|error| sync_failure(&unborn, &error))?;
+    let named = match fs::hard_link(&unborn, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        named => named.map_err(at(path)),
+    };
+    absent_is_fine(fs::remove_file(&unborn)).map_err(at(&unborn))?;
+    Ok(named?)
+}
+
 impl Disk for FileSystem {
     fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(at(path))?;
+        if !path.try_exists().map_err(at(path))? {
+            make_database(builder, path)?;
+        }
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(at(path))?;
         let database = builder.create_with_backend(FileBackend::new(file)?)?;
+        // The folder is this process's now: whatever else was being made in it is nobody's.
+        for file in self.list(path.parent().unwrap_or(Path::new(".")))? {
+            if file.file_stem().is_some_and(|stem| Path::new(stem).file_stem() == path.file_name())
+                && file.extension().is_some_and(|extension| extension == UNBORN)
+            {
+                self.remove(&file)?;
+            }
+        }
         path.parent().map_or(Ok(()), sync_folder)?;
         Ok(database)
     }
@@ -154,5 +183,23 @@ mod tests {
         disk.remove(&path).unwrap();
         disk.remove(&path).unwrap();
         assert!(disk.list(&folder.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_database_whose_making_was_cut_short_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.redb");
+        // As a kill leaves it before redb's mark is in it.
+        let unborn = folder.path().join("log.redb.5ee1.new");
+        let other = folder.path().join("other.new");
+        for file in [&unborn, &other] {
+            FileSystem.write_atomic(file, &mut |out| out.write_all(&[0; 4096])).unwrap();
+        }
+        let opened = || FileSystem.open_database(&Builder::new(), &path);
+        let first = opened().unwrap();
+        assert!(matches!(opened(), Err(DatabaseError::DatabaseAlreadyOpen)));
+        drop(first);
+        opened().unwrap();
+        assert_eq!(FileSystem.list(folder.path()).unwrap(), [path, other]);
     }
 }
