@@ -276,7 +276,12 @@ impl<'a> Store<'a> {
 
 /// Where the checkpoints of the model with this id are.
 pub fn folder(data_dir: &Path, model: u32) -> PathBuf {
-    data_dir.join("models").join(model.to_string())
+    all(data_dir).join(model.to_string())
+}
+
+/// The folder with those of all models.
+pub(super) fn all(data_dir: &Path) -> PathBuf {
+    data_dir.join("models")
 }
 
 /// blake3 over name, type, shape and bytes of tensors that come in the order of their names.
