@@ -243,3 +243,24 @@ async fn a_stream_of_columns_needs_no_network_and_another_one_does() {
     assert!(refused.expect(422)["detail"].as_str().unwrap().contains("`network` is missing"));
     running.stop().await;
 }
+
+/// As a kill between the deletion and the removal of its checkpoints leaves it.
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_of_deleted_models_go_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    for model in ["gone", "kept"] {
+        running.client.put(&format!("/v1/models/{model}"), &points_model("points")).await.expect(201);
+        running.client.settled(model).await;
+    }
+    running.client.delete("/v1/models/gone").await.expect(204);
+    running.stop().await;
+    let of_models = folder.path().join("models");
+    // Ids that were never given away may be another log's.
+    for name in ["1", "7", "other"] {
+        std::fs::create_dir(of_models.join(name)).unwrap();
+    }
+    Running::start(folder.path(), &[]).await.stop().await;
+    let left = ["1", "2", "7", "other"].map(|name| of_models.join(name).exists());
+    assert_eq!(left, [false, true, true, true]);
+}

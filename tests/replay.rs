@@ -1,5 +1,5 @@
 //! Promises 1 and 2, their first tests: what was acknowledged survives kill -9, and a checkpoint with replay gives the bits of an
-//! uninterrupted fold, whatever the checkpoint interval, through budget changes. (Made hard by the crash harness to come.)
+//! uninterrupted fold, whatever the checkpoint interval, through budget changes. (`tests/crash.rs` makes it hard.)
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod support;

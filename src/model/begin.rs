@@ -95,6 +95,20 @@ impl Models {
                 self.stand_still(id, name, record, stream, error.to_string())?;
             }
         }
+        self.sweep()
+    }
+
+    /// Removes the checkpoints of models that were deleted: a crash may have come between the deletion and this. Ids that this log never
+    /// gave away are left alone, as the folder may have another log's checkpoints.
+    fn sweep(&self) -> Result<(), RegistryError> {
+        let (known, next) = (self.streams.log().models()?, self.streams.log().next_model_id()?);
+        let failed = |error: std::io::Error| ModelError::Checkpoint(error.into());
+        for path in self.ground.disk.list(&checkpoint::folders(&self.ground.data_dir)).map_err(failed)? {
+            let id = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+            if id.is_some_and(|id| id < next && !known.contains_key(&id)) {
+                self.ground.disk.remove_dir(&path).map_err(failed)?;
+            }
+        }
         Ok(())
     }
 

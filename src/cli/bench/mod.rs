@@ -1,6 +1,7 @@
 //! `mustela bench NAME`: what this machine gives, as ratios of things measured in turn in one run.
 
 mod autograd;
+pub mod crash;
 mod engine;
 mod online;
 mod pipeline;
@@ -32,6 +33,9 @@ enum Command {
     Planner(planner::Arguments),
     /// Ferret's comparison on a virtual clock: online accuracy and memory of skip policies and pipelines on streams that do not wait
     Online(Box<online::Arguments>),
+    /// A service that is killed at random instants under load and started again, compared with what its clients were told and with a
+    /// fold that nothing interrupts
+    Crash(crash::Arguments),
     /// A live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
     Sweep(sweep::Arguments),
 }
@@ -42,6 +46,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Planner(arguments) => planner::run(&arguments),
         Command::Online(arguments) => online::run(&arguments),
+        Command::Crash(arguments) => crash::run(&arguments),
         Command::Sweep(arguments) => sweep::run(&arguments),
     }
 }
