@@ -34,6 +34,11 @@ pub trait Disk: Send + Sync {
 
     /// Makes a folder and those above it, durably.
     fn create_dir_all(&self, folder: &Path) -> io::Result<()>;
+
+    /// Opens or makes a small file that is written in place and never synced: it is to outlive the process, not the machine.
+    fn open_note(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(at(path))
+    }
 }
 
 /// The machine's file system.

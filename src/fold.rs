@@ -374,6 +374,15 @@ pub enum FoldError {
     Contract(String),
 }
 
+impl FoldError {
+    /// What a panic left.
+    pub(crate) fn of_panic(payload: &(dyn Any + Send)) -> FoldError {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        FoldError::Panicked(text.unwrap_or_else(|| "no message".into()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,7 +114,7 @@ impl Engine {
         let (tell, told) = bounded(1);
         shared.pool.spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(|| work(&mut pipeline)))
-                .unwrap_or_else(|payload| Err(FoldError::Panicked(message(payload.as_ref()))));
+                .unwrap_or_else(|payload| Err(FoldError::of_panic(payload.as_ref())));
             drop(tell.send((pipeline, ended)));
         });
         let (pipeline, ended) = told.recv().map_err(|_| FoldError::Panicked("a consolidation".into()))?;
@@ -222,7 +222,7 @@ impl Shared {
                 // Not in a task, whose panics are its error, but in the bookkeeping between two: the state is lost all the same.
                 let mut running = shared.running.lock();
                 if let Some(pipeline) = running.pipeline.as_deref_mut() {
-                    pipeline.fail(FoldError::Panicked(message(payload.as_ref())));
+                    pipeline.fail(FoldError::of_panic(payload.as_ref()));
                 }
                 running.runners -= 1;
                 shared.tell(&mut running);
@@ -264,12 +264,7 @@ impl Shared {
 
 /// Runs a task; a panic in it is its error.
 fn perform(work: Work) -> Result<Done, FoldError> {
-    catch_unwind(AssertUnwindSafe(|| work.run())).map_err(|payload| FoldError::Panicked(message(payload.as_ref())))
-}
-
-fn message(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+    catch_unwind(AssertUnwindSafe(|| work.run())).map_err(|payload| FoldError::of_panic(payload.as_ref()))
 }
 
 fn complete(pipeline: &mut Pipeline, done: Result<Done, FoldError>) {

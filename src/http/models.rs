@@ -301,12 +301,12 @@ fn scores(score: Score, classified: bool) -> Value {
 /// Bytes of a model: what it may hold, and by part what its plan reckons with at most, what it holds now and what it held at most.
 /// The allocator's are the whole process's.
 fn memory(live: &Live) -> Value {
-    let status = live.status();
+    let (status, ledger) = (live.status(), live.ledger());
     let part = |(part, planned): (Part, &u64)| {
         let bytes = json!({
             "planned_bytes": planned,
-            "used_bytes": live.ledger.used(part),
-            "high_water_bytes": live.ledger.part_high_water(part),
+            "used_bytes": ledger.used(part),
+            "high_water_bytes": ledger.part_high_water(part),
         });
         (part.name().to_owned(), bytes)
     };
@@ -315,8 +315,8 @@ fn memory(live: &Live) -> Value {
         "allotted_bytes": status.allotted_bytes,
         "minimum_bytes": status.minimum_bytes,
         "planned_bytes": status.planned_bytes,
-        "used_bytes": live.ledger.total(),
-        "high_water_bytes": live.ledger.high_water(),
+        "used_bytes": ledger.total(),
+        "high_water_bytes": ledger.high_water(),
         "parts": Part::ALL.into_iter().zip(&status.planned_parts).map(part).collect::<serde_json::Map<_, _>>(),
         "process": { "allocated_bytes": allocator::live_bytes(), "allocated_high_water_bytes": allocator::peak_bytes() },
     })

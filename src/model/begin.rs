@@ -1,50 +1,26 @@
 //! How a model begins: fresh, from its newest whole checkpoint, or, where neither can be, standing still with the reason.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam::channel::{Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::watch;
 
 use super::ModelError;
-use super::checkpoint::{self, CheckpointError, Loaded};
-use super::decision::{Decision, Planned, What};
-use super::driver::{Driver, stand};
-use super::kind::Given;
+use super::checkpoint::{self, CheckpointError};
+use super::driver::{Driver, Ears, stand};
 use super::live::{Command, Live, Progress, Published};
-use super::queue::{Queue, queued_bytes_max};
+use super::recovery::{Recovered, Recovery, newest_plan};
 use super::registry::{Models, Record, RegistryError, Running};
-use super::status::{CheckpointFigures, Status};
-use crate::disk::is_sync_failure;
-use crate::fold::{Fold, FoldError, Predictions, Sequence, Snapshot, Version};
-use crate::ledger::Ledger;
+use super::status::Status;
+use crate::fold::{FoldError, Predictions, Sequence, Snapshot, Version};
 use crate::rows::Rows;
 use crate::stream::Stream;
-
-/// What a driver begins with.
-pub(super) struct Begin {
-    pub(super) id: u32,
-    pub(super) name: String,
-    pub(super) record: Record,
-    pub(super) stream: Arc<Stream>,
-    pub(super) fold: Box<dyn Fold>,
-    /// The checkpoint that the fold holds.
-    pub(super) loaded: Option<(checkpoint::Head, CheckpointFigures)>,
-    /// The plan that the state follows, where it follows one.
-    pub(super) followed: Option<Planned>,
-    /// The skip that the state is in the middle of, if any.
-    pub(super) skip: Option<(Sequence, Vec<Sequence>)>,
-    /// Decisions that the state does not hold yet.
-    pub(super) decisions: Vec<Decision>,
-    /// Rows up to here may have been learned, and seen to be, by an earlier process.
-    pub(super) known: Sequence,
-}
 
 /// The snapshot of a model that has none to show: what is corrupt is never served.
 struct Absent(String);
@@ -53,24 +29,6 @@ impl Snapshot for Absent {
     fn predict(&self, _: &Rows) -> Result<Predictions, FoldError> {
         Err(FoldError::Unavailable(self.0.clone()))
     }
-}
-
-/// The plan that the last of these decisions followed.
-fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
-    decisions.iter().rev().find_map(|decision| match &decision.what {
-        What::Plan(planned) => Some(planned),
-        What::LearningRate(_) | What::Skip { .. } => None,
-    })
-}
-
-/// What the last skip of these decisions has not come to yet at `version`: the end of it, and the rows that it keeps.
-fn unfinished_skip(decisions: &[Decision], version: Version) -> Option<(Sequence, Vec<Sequence>)> {
-    let newest = decisions.iter().rev().find_map(|decision| match &decision.what {
-        What::Skip { through, kept } => Some((*through, kept)),
-        What::Plan(_) | What::LearningRate(_) => None,
-    });
-    let (through, kept) = newest.filter(|(through, _)| *through > version.sequence)?;
-    Some((through, kept.iter().copied().filter(|&row| row > version.sequence).collect()))
 }
 
 impl Models {
@@ -114,83 +72,32 @@ impl Models {
 
     /// Brings one model back from its newest whole checkpoint.
     fn resume(&self, id: u32, name: &str, record: &Record, stream: &Arc<Stream>) -> Result<(), RegistryError> {
-        let kind = self.kinds.get(&record.spec.kind)?;
-        let given = Given {
-            settings: &record.spec.settings,
-            schema: &stream.schema,
-            queued_bytes: queued_bytes_max(&stream.schema, record.spec.overload.window(self.ground.settings.lag_rows_max)),
-            may_skip: record.spec.overload.may_skip(),
-        };
-        let mut fold = kind.build(given)?;
-        let loaded = self.restore(id, name, fold.as_mut())?;
-        let mut decisions = Vec::new();
-        for bytes in self.streams.log().decisions(id)? {
-            decisions.push(Decision::decode(&bytes).map_err(ModelError::from)?);
-        }
-        let (version, held) = loaded.as_ref().map_or_else(Default::default, |(head, _)| (head.version, head.decisions as usize));
-        let head = stream.head();
-        if version.sequence > head || held > decisions.len() {
-            let (kept, of) = (decisions.len(), &record.spec.stream);
-            let text = format!(
-                "the checkpoint at {version} with {held} decisions is ahead of the log, which has {kept} decisions and row {head} of \
-                 stream `{of}`: they are not of one moment"
-            );
-            return Err(ModelError::Inconsistent(text).into());
-        }
-        let pending = decisions.split_off(held);
-        // The state follows a plan already; which budget it answers stands in the decision.
-        let (followed, skip) = (newest_plan(&decisions).cloned(), unfinished_skip(&decisions, version));
-        let (name, record, stream) = (name.to_owned(), record.clone(), stream.clone());
-        self.start(Begin { id, name, record, stream, fold, loaded, followed, skip, decisions: pending, known: head })?;
+        let recovery = self.recovery(id, name, record, stream)?;
+        let recovered = recovery.bring_back()?;
+        self.start(recovery, recovered, stream.head())?;
         Ok(())
     }
 
-    /// Puts the newest whole checkpoint into a fresh fold, if there is one.
-    fn restore(
-        &self,
-        id: u32,
-        name: &str,
-        fold: &mut dyn Fold,
-    ) -> Result<Option<(checkpoint::Head, CheckpointFigures)>, ModelError> {
-        let folder = checkpoint::folder(&self.ground.data_dir, id);
-        let newest = checkpoint::Store::new(self.ground.disk.as_ref(), folder).load_newest();
-        if let Err(CheckpointError::Io(error)) = &newest
-            && is_sync_failure(error)
-        {
-            (self.ground.fatal)(error);
-        }
-        let (loaded, faults) = newest?;
-        for fault in faults {
-            tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
-        }
-        let Some(Loaded { head, state, entry, oldest_kept }) = loaded else { return Ok(None) };
-        if head.folder != self.ground.folder_identity {
-            let text = format!("the checkpoint of model `{name}` belongs to data folder {}", head.folder);
-            return Err(ModelError::Inconsistent(text));
-        }
-        let identity = fold.identity();
-        if head.identity != identity {
-            let then = &head.identity;
-            let text = format!("model `{name}` was folded by [{then}], this process is [{identity}]: its bits would differ");
-            return Err(ModelError::Inconsistent(text));
-        }
-        fold.restore(state)?;
-        let figures = CheckpointFigures {
-            version: head.version,
-            oldest_kept,
-            state_hash: entry.state_hash,
-            unix_seconds: entry.unix_seconds,
-            seconds: 0.0,
-        };
-        Ok(Some((head, figures)))
+    /// How a model is brought back.
+    pub(super) fn recovery(&self, id: u32, name: &str, record: &Record, stream: &Arc<Stream>) -> Result<Recovery, RegistryError> {
+        Ok(Recovery {
+            ground: self.ground.clone(),
+            streams: self.streams.clone(),
+            kind: self.kinds.get(&record.spec.kind)?.clone(),
+            id,
+            name: name.to_owned(),
+            record: record.clone(),
+            stream: stream.clone(),
+        })
     }
 
-    /// Starts a model's driver where its state stands.
-    pub(super) fn start(&self, begin: Begin) -> Result<Arc<Live>, ModelError> {
+    /// Starts a model's driver where its state stands. Rows up to `known` may have been learned, and seen to be, before.
+    pub(super) fn start(&self, recovery: Recovery, mut recovered: Recovered, known: Sequence) -> Result<Arc<Live>, ModelError> {
         let (commands, asked) = unbounded();
         let (waker, wake) = bounded(1);
-        begin.stream.subscribe(waker);
-        let (live, mut driver) = self.assemble(begin, commands, asked, wake)?;
+        recovery.stream.subscribe(waker);
+        let live = self.introduce(&recovery, &mut recovered, commands)?;
+        let mut driver = Driver::new(live.clone(), recovery, recovered, Ears { commands: asked, wake }, known);
         // What was decided at this very version holds from the first look on.
         driver.execute_due()?;
         let oldest = live.status_lent().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
@@ -199,22 +106,22 @@ impl Models {
         Ok(live)
     }
 
-    fn assemble(
+    /// A model as the doors see it, before its driver runs.
+    fn introduce(
         &self,
-        begin: Begin,
+        recovery: &Recovery,
+        recovered: &mut Recovered,
         commands: Sender<Command>,
-        asked: Receiver<Command>,
-        wake: Receiver<()>,
-    ) -> Result<(Arc<Live>, Driver), ModelError> {
-        let Begin { id, name, record, stream, mut fold, loaded, followed, skip, decisions, known } = begin;
-        let (head, figures) = loaded.unzip();
-        let tally = head.as_ref().map_or_else(|| self.ground.settings.tally(), |head| head.tally.clone());
-        let version = head.as_ref().map_or(Version { epoch: 0, sequence: record.origin }, |head| head.version);
+    ) -> Result<Arc<Live>, ModelError> {
+        let Recovery { id, name, record, stream, .. } = recovery;
+        let Recovered { fold, loaded, version, followed, decisions, .. } = recovered;
+        let (version, (head, figures)) = (*version, loaded.as_ref().map(|(head, figures)| (head, figures.clone())).unzip());
+        let tally = head.map_or_else(|| self.ground.settings.tally(), |head| head.tally.clone());
         let mut status = Status::new(version, record.origin, tally);
         if let Some(planned) = &followed {
             status.follow(planned);
         }
-        let budget_bytes = newest_plan(&decisions).or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
+        let budget_bytes = newest_plan(decisions).or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
         let decided_to = decisions.last().map_or(version, |decision| decision.at);
         status.note(fold.as_ref());
         status.outline = fold.outline();
@@ -222,14 +129,14 @@ impl Models {
         // Nothing is in flight, so it is there at once.
         fold.begin_snapshot(&mut Vec::new())?;
         let snapshot = fold.snapshot()?.ok_or_else(|| ModelError::Inconsistent("a new fold has no snapshot".into()))?;
-        let (predict_rows, predict_seconds) = self.series(&name);
-        let live = Arc::new(Live {
-            id,
-            name,
+        let (predict_rows, predict_seconds) = self.series(name);
+        Ok(Arc::new(Live {
+            id: *id,
+            name: name.clone(),
             created_unix_seconds: record.created,
-            spec: record.spec,
-            stream,
-            ledger: fold.ledger().clone(),
+            spec: record.spec.clone(),
+            stream: stream.clone(),
+            ledger: Mutex::new(fold.ledger().clone()),
             predict_rows,
             predict_seconds,
             caught_up: AtomicBool::new(false),
@@ -239,42 +146,7 @@ impl Models {
             status: Mutex::new(status),
             commands,
             progress: watch::Sender::new(Progress { version, ended: false }),
-        });
-        let mut queue = Queue::default();
-        queue.recall(&live.stream, live.status_lent().origin, version.sequence, fold.as_ref())?;
-        if let Some((through, kept)) = skip {
-            queue.select(through, &kept);
-        }
-        let driver = Driver {
-            live: live.clone(),
-            ground: self.ground.clone(),
-            fold,
-            commands: asked,
-            wake,
-            decisions: VecDeque::from(decisions),
-            window: live.spec.overload.window(self.ground.settings.lag_rows_max),
-            known,
-            deferred: VecDeque::new(),
-            decided: head.as_ref().map_or(0, |head| head.decisions),
-            cursor: version,
-            queue,
-            flight: VecDeque::new(),
-            asked: VecDeque::new(),
-            published_at: Instant::now(),
-            publish_now: false,
-            publishing: None,
-            broken: None,
-            changed: false,
-            saved_at: Instant::now(),
-            saved_version: head.as_ref().map(|head| head.version),
-            save_again_at: None,
-            step_seconds: self.ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
-            refusing: false,
-            by_hand: followed.is_some_and(|planned| planned.by_hand),
-            reviewed_at: Instant::now(),
-            behind_at: None,
-        };
-        Ok((live, driver))
+        }))
     }
 
     /// Registers a model that cannot go on: it answers with the reason, keeps its rows in the log, and can be deleted.
@@ -297,7 +169,7 @@ impl Models {
             created_unix_seconds: record.created,
             spec: record.spec,
             stream,
-            ledger: Ledger::default(),
+            ledger: Mutex::default(),
             predict_rows,
             predict_seconds,
             caught_up: AtomicBool::new(false),

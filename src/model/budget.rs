@@ -123,7 +123,7 @@ impl Models {
         let shared = self.shared.lock().clone();
         let room = self.ground.settings.room;
         let of = |live: &Arc<Live>| {
-            let used_bytes = live.ledger.total();
+            let used_bytes = live.ledger().total();
             let status = live.status_lent();
             ModelMemory {
                 weight: shared.weight(live.id),

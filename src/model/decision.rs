@@ -36,6 +36,14 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         kept: Vec<Sequence>,
     },
+    /// Rows that teach nothing, because a step of them panicked, or ended the process, each time: those after the decision's version,
+    /// up to and with `through`.
+    Quarantine {
+        /// The last of them.
+        through: Sequence,
+        /// What the step did.
+        reason: String,
+    },
 }
 
 impl What {
@@ -54,7 +62,7 @@ impl What {
         match self {
             What::Plan(planned) => Some(Change::Plan(planned.plan.clone())),
             What::LearningRate(learning_rate) => Some(Change::LearningRate(*learning_rate)),
-            What::Skip { .. } => None,
+            What::Skip { .. } | What::Quarantine { .. } => None,
         }
     }
 }
@@ -153,8 +161,10 @@ mod tests {
     fn a_decision_reads_back_and_a_flipped_bit_does_not() {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
+        let condemned = What::Quarantine { through: 650, reason: "it panicked".into() };
         let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), by_hand: true, plan };
-        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700, kept: vec![641, 650] }] {
+        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700, kept: vec![641, 650] }, condemned]
+        {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();
             assert_eq!(Decision::decode(&bytes).unwrap(), decision);

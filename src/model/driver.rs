@@ -15,6 +15,7 @@ use crossbeam::select;
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError, Head};
 use super::choice::{by_chance, coreset, coreset_bytes};
 use super::decision::{Decision, Planned, What, same_plan};
@@ -23,10 +24,12 @@ use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
 use super::queue::{Passage, Pulled, Queue};
+use super::recovery::{Recovered, Recovery};
 use super::status::Status;
+use super::suspect::{Fallen, Suspect};
 use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
-use crate::fold::{Demand, Fold, Outcome, ProposalError, Sequence, Verdict, Version};
+use crate::fold::{Demand, Fold, FoldError, Outcome, ProposalError, Sequence, Step, Verdict, Version};
 use crate::ledger::Part;
 use crate::network::random;
 use crate::rows::Rows;
@@ -40,10 +43,18 @@ const ASKED_MAX: usize = 2;
 /// Steps that may wait for a model that keeps up with its stream.
 const BEHIND_STEPS: u64 = 8;
 
+/// What a driver listens to.
+pub(super) struct Ears {
+    pub(super) commands: Receiver<Command>,
+    pub(super) wake: Receiver<()>,
+}
+
 /// One model's driver; [`Driver::run`] is its thread.
 pub(super) struct Driver {
     pub(super) live: Arc<Live>,
     pub(super) ground: Arc<Ground>,
+    /// How the fold is brought back when a step has panicked.
+    pub(super) recovery: Recovery,
     pub(super) fold: Box<dyn Fold>,
     pub(super) commands: Receiver<Command>,
     pub(super) wake: Receiver<()>,
@@ -63,6 +74,10 @@ pub(super) struct Driver {
     pub(super) queue: Queue,
     /// What lies between the model's version and the cursor: the steps in flight, and what is passed over among them.
     pub(super) flight: VecDeque<Passage>,
+    /// Says what is under way to the process after this one.
+    pub(super) attempt: Attempt,
+    /// Rows over which the fold, or a process, has fallen.
+    pub(super) suspect: Option<Suspect>,
     /// Rows that wait for their labels and are being predicted.
     pub(super) asked: VecDeque<(Vec<Sequence>, Pending)>,
     /// When the newest snapshot was begun.
@@ -99,46 +114,111 @@ enum Next {
 }
 
 impl Driver {
+    /// A driver of a fold that stands where it was brought back to. Rows up to `known` may have been learned, and seen to be, before.
+    pub(super) fn new(live: Arc<Live>, recovery: Recovery, recovered: Recovered, ears: Ears, known: Sequence) -> Driver {
+        let Recovered { fold, queue, loaded, version, followed, decisions } = recovered;
+        let ground = recovery.ground.clone();
+        let attempt = Attempt::open(ground.disk.as_ref(), &ground.data_dir, live.id);
+        Driver {
+            window: live.spec.overload.window(ground.settings.lag_rows_max),
+            step_seconds: ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
+            suspect: Suspect::of_attempt(&attempt, version.sequence),
+            live,
+            ground,
+            recovery,
+            fold,
+            commands: ears.commands,
+            wake: ears.wake,
+            decisions: VecDeque::from(decisions),
+            known,
+            deferred: VecDeque::new(),
+            decided: loaded.as_ref().map_or(0, |(head, _)| head.decisions),
+            cursor: version,
+            queue,
+            flight: VecDeque::new(),
+            attempt,
+            asked: VecDeque::new(),
+            published_at: Instant::now(),
+            publish_now: false,
+            publishing: None,
+            broken: None,
+            changed: false,
+            saved_at: Instant::now(),
+            saved_version: loaded.map(|(head, _)| head.version),
+            save_again_at: None,
+            refusing: false,
+            by_hand: followed.is_some_and(|planned| planned.by_hand),
+            reviewed_at: Instant::now(),
+            behind_at: None,
+        }
+    }
+
     /// Runs until the model is stopped or deleted. A panic is this model's failure and nobody else's.
     pub(super) fn live_through(self) {
         let live = self.live.clone();
-        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+        let lived = || {
+            let mut driver = self;
+            while let Some(fallen) = driver.run() {
+                match fallen.revive() {
+                    Ok(revived) => driver = revived,
+                    Err((error, deferred, ears)) => {
+                        fail(&live, &error);
+                        return stand(&live, deferred.into_iter().chain(ears.commands));
+                    }
+                }
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(lived)).is_err() {
             live.status.lock().failure = Some("its driver panicked; the process's messages say where".into());
         }
         live.end();
     }
 
-    fn run(mut self) {
+    /// Drives until the end, or until the fold has panicked over a step.
+    fn run(mut self) -> Option<Fallen> {
         loop {
             while let Some(command) = self.next_command() {
                 if self.answer(command).is_break() {
-                    return;
+                    self.attempt.rest(self.cursor.sequence);
+                    return None;
                 }
             }
             if let Some(reason) = self.broken.take() {
-                self.fail(&ModelError::Inconsistent(reason));
-                stand(&self.live, self.deferred.into_iter().chain(self.commands));
-                return;
+                return self.end_by(&ModelError::Inconsistent(reason));
             }
             match self.advance() {
                 Ok(Next::Again) => {}
                 Ok(Next::Idle) => {
+                    self.attempt.rest(self.cursor.sequence);
                     if self.deferred.is_empty() && self.sleep().is_break() {
-                        return;
+                        return None;
                     }
                 }
-                Err(error) => {
-                    self.fail(&error);
-                    stand(&self.live, self.deferred.into_iter().chain(self.commands));
-                    return;
-                }
+                Err(ModelError::Fold(FoldError::Panicked(reason))) => match self.fall(&reason) {
+                    Ok(fallen) => return Some(fallen),
+                    Err(driver) => return driver.end_by(&FoldError::Panicked(reason).into()),
+                },
+                Err(error) => return self.end_by(&error),
             }
         }
     }
 
-    /// The next thing that a door asked. While decisions of the log wait for their version, new ones have to wait for them.
+    /// Stands still for this reason, until it is stopped or deleted.
+    fn end_by(self, error: &ModelError) -> Option<Fallen> {
+        fail(&self.live, error);
+        stand(&self.live, self.deferred.into_iter().chain(self.commands));
+        None
+    }
+
+    /// Whether the fold has yet to come to where it was before: to decisions of the log, or to rows that were decided when it fell. New
+    /// decisions have to wait until then.
+    fn is_behind_itself(&self) -> bool {
+        !self.decisions.is_empty() || self.cursor < self.version()
+    }
+
+    /// The next thing that a door asked.
     fn next_command(&mut self) -> Option<Command> {
-        if self.decisions.is_empty()
+        if !self.is_behind_itself()
             && let Some(command) = self.deferred.pop_front()
         {
             return Some(command);
@@ -146,7 +226,7 @@ impl Driver {
         loop {
             let command = self.commands.try_recv().ok()?;
             match command {
-                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if !self.decisions.is_empty() => {
+                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if self.is_behind_itself() => {
                     self.deferred.push_back(command)
                 }
                 command => return Some(command),
@@ -157,6 +237,9 @@ impl Driver {
     /// One round of the loop's work.
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
+        if self.condemn_if_proven()? {
+            return Ok(Next::Again);
+        }
         self.skip_if_over()?;
         self.note_predictions();
         let next = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
@@ -172,19 +255,38 @@ impl Driver {
             self.ask(rows, features);
         }
         self.note_if_behind();
-        let mut outcomes = Vec::new();
-        let applied = step.map(|step| {
-            let began = Instant::now();
-            let applied = self.fold.apply(step, &mut outcomes);
-            self.step_seconds.observe(began.elapsed().as_secs_f64());
-            applied
-        });
-        self.settle(outcomes);
-        applied.transpose()?;
+        if let Some(step) = step {
+            self.give(step)?;
+        } else {
+            self.settle(Vec::new());
+        }
         self.publish_if_due(false)?;
         self.checkpoint_if_due()?;
         self.review_if_due()?;
         Ok(Next::Again)
+    }
+
+    /// Gives the fold a step; one of suspected rows alone, and to its end.
+    fn give(&mut self, step: Step) -> Result<(), ModelError> {
+        let through = step.last;
+        let suspected = self.suspect.is_some() && self.is_suspected(through);
+        let ground = self.ground.clone();
+        let _suspicion = suspected.then(|| ground.suspicion.lock());
+        if suspected {
+            self.drain()?;
+        }
+        let after = self.flight.front().map_or(through, |passage| passage.first - 1);
+        self.attempt.begin(after, through, suspected);
+        let mut outcomes = Vec::new();
+        let began = Instant::now();
+        let applied = guarded(|| self.fold.apply(step, &mut outcomes));
+        self.step_seconds.observe(began.elapsed().as_secs_f64());
+        self.settle(outcomes);
+        applied?;
+        if suspected {
+            self.drain()?;
+        }
+        Ok(())
     }
 
     /// Has rows that came before their labels predicted by the newest snapshot. Where too many queries wait they are not scored.
@@ -259,10 +361,15 @@ impl Driver {
         Ok(places.into_iter().map(|place| waiting[place]).collect())
     }
 
-    fn execute(&mut self, what: &What) -> Result<(), ModelError> {
+    pub(super) fn execute(&mut self, what: &What) -> Result<(), ModelError> {
         self.decided += 1;
-        if let What::Skip { through, kept } = what {
-            return self.skip(*through, kept);
+        match what {
+            What::Skip { through, kept } => return self.skip(*through, kept),
+            What::Quarantine { through, .. } => {
+                self.queue.refuse(*through);
+                return Ok(());
+            }
+            What::Plan(_) | What::LearningRate(_) => {}
         }
         if let Some(change) = what.change() {
             self.fold.execute(&change)?;
@@ -292,7 +399,7 @@ impl Driver {
     }
 
     /// Writes a decision down at the present version, durably, and carries it out.
-    fn decide(&mut self, what: What) -> Result<(), ModelError> {
+    pub(super) fn decide(&mut self, what: What) -> Result<(), ModelError> {
         let decision = Decision { at: self.cursor, what };
         self.ground.record_decision(self.live.id, self.decided, &decision)?;
         self.execute(&decision.what)
@@ -438,15 +545,20 @@ impl Driver {
         self.publish_if_due(true).map_err(failed)
     }
 
-    fn drain(&mut self) -> Result<(), ModelError> {
+    pub(super) fn drain(&mut self) -> Result<(), ModelError> {
         let mut outcomes = Vec::new();
-        let drained = self.fold.drain(&mut outcomes);
+        let drained = guarded(|| self.fold.drain(&mut outcomes));
         self.settle(outcomes);
         Ok(drained?)
     }
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
-        let ended = self.ended(outcomes);
+        let mut ended = self.ended(outcomes);
+        {
+            // What was told before a fold was brought back is not told again.
+            let told = self.version().sequence;
+            ended.retain(|(passage, _)| passage.last > told);
+        }
         if ended.is_empty() {
             return;
         }
@@ -515,7 +627,8 @@ impl Driver {
     /// Hands readers a newer snapshot when it is time. It is begun at half the interval, so that the one that readers see is no
     /// older than the interval when the next has come through the pipeline.
     fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
-        let behind = self.changed || self.live.published.load().version < self.cursor;
+        let seen = self.live.published.load().version;
+        let behind = seen < self.cursor || (self.changed && seen == self.cursor);
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
         if self.publishing.is_none() && behind && due {
             let mut outcomes = Vec::new();
@@ -565,7 +678,9 @@ impl Driver {
         let settings = &self.ground.settings;
         let Some(saved) = self.saved_version else { return true };
         let rows = self.cursor.sequence - saved.sequence;
-        rows > 0 && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
+        rows > 0
+            && self.cursor >= self.version()
+            && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
     }
 
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
@@ -574,6 +689,10 @@ impl Driver {
         // Readers have the newest while the disk is waited for.
         self.publish_if_due(true)?;
         let version = self.version();
+        if self.cursor < version {
+            // The counters are of a later state, to which the fold has yet to come again.
+            return Ok(());
+        }
         let head = Head {
             folder: self.ground.folder_identity.clone(),
             model: self.live.name.clone(),
@@ -608,12 +727,12 @@ impl Driver {
             None => std::ops::ControlFlow::Break(()),
         }
     }
+}
 
-    fn fail(&self, error: &ModelError) {
-        tracing::error!(model = self.live.name, %error, "the model stands still; its last snapshot goes on answering");
-        self.live.status.lock().failure = Some(error.to_string());
-        self.live.end();
-    }
+fn fail(live: &Live, error: &ModelError) {
+    tracing::error!(model = live.name, %error, "the model stands still; its last snapshot goes on answering");
+    live.status.lock().failure = Some(error.to_string());
+    live.end();
 }
 
 /// Refuses what is asked of a model that stands still, until it is stopped or deleted.
@@ -632,6 +751,11 @@ pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
             Command::Stop | Command::Abandon => return,
         }
     }
+}
+
+/// Calls a fold. One that panics has failed in its step, wherever it was in it.
+fn guarded<T>(call: impl FnOnce() -> Result<T, FoldError>) -> Result<T, FoldError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| Err(FoldError::of_panic(payload.as_ref())))
 }
 
 fn answer_to(reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {

@@ -103,8 +103,8 @@ pub struct Live {
     pub spec: ModelSpec,
     /// What it learns from.
     pub stream: Arc<Stream>,
-    /// Its bytes by part.
-    pub ledger: Ledger,
+    /// Its bytes by part: of another ledger where the fold had to be brought back.
+    pub(super) ledger: Mutex<Ledger>,
     /// Its own series, so that a query that outlives the model does not bring them back.
     pub predict_rows: IntCounter,
     /// See [`Live::predict_rows`].
@@ -132,6 +132,11 @@ pub(super) struct Progress {
 }
 
 impl Live {
+    /// Its bytes by part.
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.lock().clone()
+    }
+
     /// The newest snapshot; never waits.
     pub fn published(&self) -> Arc<Published> {
         self.published.load_full()
@@ -181,6 +186,7 @@ impl Live {
                 .then(|| score.correct as f64 / score.rows as f64),
             loss: (score.rows > 0).then(|| score.loss / score.rows as f64),
         };
+        let ledger = self.ledger();
         ModelFigures {
             model: self.name.clone(),
             status: if status.failure.is_some() { "failed" } else { "live" },
@@ -207,8 +213,8 @@ impl Live {
             drift_sequence: status.tally.drift.last_sequence(),
             learning_rate: status.learning_rate,
             checkpoint_timestamp_seconds: status.checkpoint.as_ref().map(|checkpoint| checkpoint.unix_seconds as f64),
-            ledger_bytes: Part::ALL.into_iter().map(|part| (part, self.ledger.used(part))).collect(),
-            ledger_high_water_bytes: self.ledger.high_water(),
+            ledger_bytes: Part::ALL.into_iter().map(|part| (part, ledger.used(part))).collect(),
+            ledger_high_water_bytes: ledger.high_water(),
             planned_bytes: status.planned_bytes,
             planned_part_bytes: Part::ALL.into_iter().zip(status.planned_parts.iter().copied()).collect(),
             memory_budget_bytes: status.budget_bytes,

@@ -5,6 +5,7 @@
 //! model as the doors see it with its [`status`] and [`drift`]s, [`predict`] answers queries, [`registry`] holds them all, and
 //! [`budget`] has them [`share`] what the process may hold.
 
+mod attempt;
 mod begin;
 pub mod budget;
 pub mod checkpoint;
@@ -19,10 +20,12 @@ pub mod network;
 pub mod overload;
 pub mod predict;
 mod queue;
+mod recovery;
 pub mod registry;
 pub mod share;
 pub mod spec;
 pub mod status;
+mod suspect;
 
 pub use queue::{Passage, queued_bytes_max};
 
@@ -118,6 +121,9 @@ pub struct Ground {
     pub predictor: Predictor,
     /// Called where the disk has failed to keep what it was given: the process has to end.
     pub fatal: fn(&dyn std::fmt::Display),
+    /// Held by the one model that gives its fold a step over which a process has ended: were two to do so, it would not be known whose
+    /// step it was if it ended again.
+    suspicion: Mutex<()>,
     /// Of each stream, how far back each model's checkpoints need it.
     needed: Mutex<BTreeMap<u32, BTreeMap<u32, Sequence>>>,
 }
@@ -134,7 +140,18 @@ impl Ground {
         predictor: Predictor,
         fatal: fn(&dyn std::fmt::Display),
     ) -> Ground {
-        Ground { disk, data_dir, folder_identity, committer, metrics, settings, predictor, fatal, needed: Mutex::default() }
+        Ground {
+            disk,
+            data_dir,
+            folder_identity,
+            committer,
+            metrics,
+            settings,
+            predictor,
+            fatal,
+            suspicion: Mutex::default(),
+            needed: Mutex::default(),
+        }
     }
 
     /// Makes a decision durable.

@@ -30,6 +30,8 @@ pub struct Passage {
     pub rows: u64,
     /// Rows of it that are given away.
     pub skipped: Vec<RangeInclusive<Sequence>>,
+    /// Rows that would have been a step, and are quarantined without one.
+    pub refused: u64,
     /// Numbers of it that are labels.
     pub labels: u64,
     /// Rows of before that expire by it.
@@ -76,6 +78,8 @@ pub(super) struct Queue {
     /// The record that a step is being gathered from.
     looked_up: Option<Held>,
     selection: Option<Selection>,
+    /// What comes up to here is no step.
+    refused: Sequence,
     late: Option<Waiting>,
 }
 
@@ -120,6 +124,16 @@ impl Queue {
     /// Of the rows up to `through`, only `kept` ones are learned from here on, instead of whatever a decision before this one kept.
     pub(super) fn select(&mut self, through: Sequence, kept: &[Sequence]) {
         self.selection = Some(Selection { through, kept: kept.iter().copied().collect() });
+    }
+
+    /// What comes up to `through` is read, and taught to nobody.
+    pub(super) fn refuse(&mut self, through: Sequence) {
+        self.refused = through;
+    }
+
+    /// The last number of the record with the number `wanted`.
+    pub(super) fn record_end(&mut self, stream: &Stream, wanted: Sequence, fold: &dyn Fold) -> Result<Sequence, ModelError> {
+        Ok(read(stream, wanted, fold)?.map_or(wanted, |held| held.last))
     }
 
     /// Rows after `cursor` that wait to be learned.
@@ -186,6 +200,15 @@ impl Queue {
 
     /// What comes after `cursor`; none where the log ends.
     pub(super) fn next(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Option<Pulled>, ModelError> {
+        let mut pulled = self.pull(stream, cursor, fold)?;
+        if let Some(Pulled { passage, step, .. }) = pulled.as_mut().filter(|pulled| pulled.passage.first <= self.refused) {
+            (passage.refused, passage.rows, passage.scored) = (passage.rows, 0, None);
+            *step = None;
+        }
+        Ok(pulled)
+    }
+
+    fn pull(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Option<Pulled>, ModelError> {
         if self.selection.is_some() {
             return self.next_selected(stream, cursor, fold).map(Some);
         }

@@ -8,14 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::begin::Begin;
+use super::attempt::Attempt;
 use super::budget::{Overcommitted, Shared};
 use super::checkpoint;
 use super::decision::{Decision, Planned, What};
-use super::kind::{Given, Kinds, SpecError};
+use super::kind::{Kinds, SpecError};
 use super::live::{ChangeError, Command, Live};
 use super::overload::Overload;
-use super::queue::queued_bytes_max;
 use super::share::Claim;
 use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
@@ -157,10 +156,11 @@ impl Models {
     /// Plans, builds, writes down and starts a new model; the plan comes first, because it says whether the rest fits. The others
     /// make room for it before it takes any.
     fn make(&self, id: u32, name: &str, spec: ModelSpec, stream: Arc<Stream>) -> Result<Arc<Live>, RegistryError> {
-        let kind = self.kinds.get(&spec.kind)?;
-        let queued_bytes = queued_bytes_max(&stream.schema, spec.overload.window(self.ground.settings.lag_rows_max));
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
-        let given = Given { settings: &spec.settings, schema: &stream.schema, queued_bytes, may_skip: spec.overload.may_skip() };
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let record = Record { origin: origin(&spec, &stream)?, spec, created };
+        let recovery = self.recovery(id, name, &record, &stream)?;
+        let (kind, given) = (&recovery.kind, recovery.given());
         let propose = |most_bytes: u64| kind.propose_plan(given, Some(most_bytes));
         let minimum_bytes = match propose(0) {
             Err(SpecError::BelowMinimum(below)) => below.minimum_bytes,
@@ -171,36 +171,21 @@ impl Models {
         if most_bytes < minimum_bytes {
             return Err(SpecError::from(BelowMinimum { budget_bytes: most_bytes, minimum_bytes }).into());
         }
-        let origin = origin(&spec, &stream)?;
         let shared = self.shared.lock().clone();
         let claim = Claim { weight: 1.0, floor: minimum_bytes, cap: most_bytes };
         let (others, allotted_bytes) = self.divide(&shared, Some(claim))?;
         self.follow(&others, None)?;
         let plan = propose(allotted_bytes)?;
         let fold = kind.build(given)?;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let at = Version { epoch: 0, sequence: origin };
+        let at = Version { epoch: 0, sequence: record.origin };
         let planned = Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan };
         let first = Decision { at, what: What::Plan(planned) };
-        let record = Record { spec, origin, created };
         let bytes = serde_json::to_vec(&record).map_err(|error| ModelError::Inconsistent(error.to_string()))?;
         let put = Entry::PutModel { model: id, name: name.to_owned(), bytes };
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
         self.ground.committer.commit(vec![put, decided])?;
-        let name = name.to_owned();
-        let decisions = vec![first];
-        Ok(self.start(Begin {
-            id,
-            name,
-            record,
-            stream,
-            fold,
-            loaded: None,
-            followed: None,
-            skip: None,
-            decisions,
-            known: origin,
-        })?)
+        let recovered = recovery.begin(fold, first)?;
+        Ok(self.start(recovery, recovered, record.origin)?)
     }
 
     /// The model of this name.
@@ -227,7 +212,9 @@ impl Models {
         self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }, shared.entry()?])?;
         *self.shared.lock() = shared;
         let folder = checkpoint::folder(&self.ground.data_dir, live.id);
-        self.ground.disk.remove_dir(&folder).map_err(|error| ModelError::Checkpoint(error.into()))?;
+        let removed = self.ground.disk.remove_dir(&folder);
+        let removed = removed.and_then(|()| Attempt::remove(self.ground.disk.as_ref(), &self.ground.data_dir, live.id));
+        removed.map_err(|error| ModelError::Checkpoint(error.into()))?;
         self.share_again();
         Ok(())
     }

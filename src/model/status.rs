@@ -218,6 +218,10 @@ impl Status {
         }
         self.tally.counters.labels += passage.labels;
         self.tally.counters.expired += passage.expired;
+        if passage.refused > 0 {
+            self.tally.counters.quarantined += passage.refused;
+            self.remember(passage, passage.refused, Score::default());
+        }
         let outcome = outcome?;
         let tally = &mut self.tally;
         tally.steps += 1;
@@ -245,14 +249,18 @@ impl Status {
         if outcome.score.rows > 0 {
             rise = tally.drift.push(outcome.score.loss / outcome.score.rows as f64, outcome.last);
         }
-        if self.recent.len() == RECENT_OUTCOMES {
-            self.recent.pop_front();
-        }
         let quarantined = if matches!(outcome.verdict, Verdict::Quarantined(_)) { outcome.rows } else { 0 };
-        self.recent.push_back(Recent { first: passage.first, last: passage.last, quarantined, score });
+        self.remember(passage, quarantined, score);
         // Rows that are skipped took no time.
         self.rate.add(outcome.rows, now);
         rise
+    }
+
+    fn remember(&mut self, passage: &Passage, quarantined: u64, score: Score) {
+        if self.recent.len() == RECENT_OUTCOMES {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(Recent { first: passage.first, last: passage.last, quarantined, score });
     }
 
     /// What became of rows `first` to `last`, as far as the newest steps tell. Steps end with their records, so none reaches beyond

@@ -1,0 +1,126 @@
+//! Poison pills: rows over which a step panics, or the process ends.
+//!
+//! A fold that panicked is lost, and is brought back from its checkpoint and the log as after a crash. It would come to the same
+//! rows and panic for ever. So the rows that were under way are suspected: when the fold comes to them again it is given one step at a
+//! time, and the step over which it falls once more is known. The rest of its record is quarantined by a decision, which every replay
+//! finds, and the rows after it are learned.
+//!
+//! A step that ends the process is known from the file that the driver writes before each ([`super::attempt`]): rows that were under
+//! way then are suspected by the next process, and quarantined by the one after, if they were in a step alone when it ended as well.
+
+use std::collections::VecDeque;
+
+use super::ModelError;
+use super::attempt::{Attempt, Unended};
+use super::decision::What;
+use super::driver::{Driver, Ears};
+use super::live::Command;
+use super::recovery::Recovery;
+use crate::fold::Sequence;
+use crate::model::live::Live;
+use std::sync::Arc;
+
+/// Characters of a reason that are written down.
+const REASON_CHARS_MAX: usize = 400;
+
+/// Rows, one of which is a poison pill, as it seems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Suspect {
+    /// They come after this one.
+    pub(super) after: Sequence,
+    /// The last of them.
+    pub(super) through: Sequence,
+    /// They were in a step alone when it happened again.
+    proven: bool,
+    /// What happened.
+    reason: String,
+}
+
+impl Suspect {
+    /// What the process before this one left, if it ended over rows that a state at `version` does not hold.
+    pub(super) fn of_attempt(attempt: &Attempt, version: Sequence) -> Option<Suspect> {
+        let Unended { after, through, deaths } = attempt.before().filter(|before| before.through > version)?;
+        let reason = format!("{deaths} processes ended over a step of these rows");
+        Some(Suspect { after: after.max(version), through, proven: deaths > 1, reason })
+    }
+}
+
+/// What is left of a driver whose fold has panicked.
+pub(super) struct Fallen {
+    live: Arc<Live>,
+    recovery: Recovery,
+    ears: Ears,
+    deferred: VecDeque<Command>,
+    suspect: Suspect,
+}
+
+impl Fallen {
+    /// A driver with the fold brought back. Where that cannot be, its ears and what they have heard.
+    pub(super) fn revive(self) -> Result<Driver, (ModelError, VecDeque<Command>, Ears)> {
+        let Fallen { live, recovery, ears, deferred, suspect } = self;
+        let Suspect { after, through, ref reason, .. } = suspect;
+        tracing::error!(
+            model = live.name,
+            after,
+            through,
+            reason,
+            "a step of these rows panicked; its checkpoint and the log take over"
+        );
+        match recovery.bring_back() {
+            Ok(recovered) => {
+                *live.ledger.lock() = recovered.fold.ledger().clone();
+                // Every row that is there by now may have been learned, and seen to be.
+                let known = live.stream.head();
+                let driver = Driver::new(live, recovery, recovered, ears, known);
+                Ok(Driver { deferred, suspect: Some(suspect), ..driver })
+            }
+            Err(error) => Err((ModelError::Inconsistent(error.to_string()), deferred, ears)),
+        }
+    }
+}
+
+impl Driver {
+    /// Whether rows up to `through` are given to the fold in a step alone.
+    pub(super) fn is_suspected(&self, through: Sequence) -> bool {
+        self.suspect.as_ref().is_some_and(|suspect| suspect.after < through && self.cursor.sequence < suspect.through)
+    }
+
+    /// Quarantines the rows after the cursor, where they are proven to be what made the fold fall; true if so.
+    pub(super) fn condemn_if_proven(&mut self) -> Result<bool, ModelError> {
+        let cursor = self.cursor.sequence;
+        if self.suspect.as_ref().is_some_and(|suspect| suspect.through <= cursor) {
+            self.suspect = None;
+        }
+        let Some(suspect) = self.suspect.take_if(|suspect| suspect.proven && suspect.after == cursor) else { return Ok(false) };
+        if !self.decisions.is_empty() {
+            let (after, reason) = (cursor, suspect.reason);
+            let text = format!(
+                "the rows after {after}, which were learned before a decision that is there, cannot be any more: {reason}"
+            );
+            return Err(ModelError::Inconsistent(text));
+        }
+        self.drain()?;
+        let end = self.queue.record_end(&self.live.stream, cursor + 1, self.fold.as_ref())?;
+        let (through, reason) = (end.max(suspect.through), suspect.reason);
+        tracing::error!(model = self.live.name, first = cursor + 1, last = through, reason, "rows are quarantined");
+        let reason = reason.chars().take(REASON_CHARS_MAX).collect();
+        self.decide(What::Quarantine { through, reason })?;
+        Ok(true)
+    }
+
+    /// What is left of this driver after a panic of its fold; itself, where no step was under way that could be to blame.
+    pub(super) fn fall(self, reason: &str) -> Result<Fallen, Box<Driver>> {
+        let after = self.flight.front().map_or(self.cursor.sequence, |passage| passage.first - 1);
+        let through = self.cursor.sequence;
+        if after == through {
+            return Err(Box::new(self));
+        }
+        // It fell before over these, and they were alone this time.
+        let again = self.suspect.as_ref().is_some_and(|suspect| suspect.after <= after && through <= suspect.through);
+        let alone = self.flight.iter().filter(|passage| passage.rows > 0).count() == 1;
+        let suspect =
+            Suspect { after, through, proven: again && alone, reason: format!("a step of these rows panicked: {reason}") };
+        let Driver { live, recovery, commands, wake, deferred, .. } = self;
+        Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, suspect })
+    }
+}
