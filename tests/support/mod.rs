@@ -259,10 +259,9 @@ pub fn copy_folder(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &to)
-        } else {
-            drop(std::fs::copy(entry.path(), to).unwrap())
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => assert_ne!(std::fs::copy(entry.path(), to).unwrap(), 0, "an empty file has nothing to test"),
         }
     }
 }
