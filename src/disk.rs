@@ -179,4 +179,17 @@ mod tests {
         disk.remove(&path).unwrap();
         assert!(disk.list(&folder.path().join("none")).unwrap().is_empty());
     }
+
+    #[test]
+    fn a_database_whose_making_was_cut_short_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("some.redb");
+        FileSystem.write_atomic(&path.with_added_extension("new"), &mut |out| out.write_all(&[0; 80_000])).unwrap();
+        let open = || FileSystem.open_database(&Builder::new(), &path);
+        let database = open().unwrap();
+        assert!(matches!(open(), Err(DatabaseError::DatabaseAlreadyOpen)));
+        drop(database);
+        open().unwrap();
+        assert_eq!(FileSystem.list(folder.path()).unwrap(), std::slice::from_ref(&path));
+    }
 }

@@ -24,6 +24,9 @@ use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 const TRIM_RECORDS: usize = 256;
 const SETTINGS: [&str; 2] = ["memory", "other"];
 
+/// Of a key: first and last row, fingerprint, and where the last record begins.
+type Kept = (u64, u64, [u8; 32], u64);
+
 /// What a log is: the same as its head says, without a disk.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
@@ -32,8 +35,7 @@ struct Model {
     /// The last sequence number of each stream, and the bytes of disk that its records take.
     heads: BTreeMap<u32, (u64, u64)>,
     records: BTreeMap<(u32, u64), (u64, Vec<u8>)>,
-    /// First and last row, fingerprint, and where the last record begins.
-    keys: BTreeMap<(u32, String), (u64, u64, [u8; 32], u64)>,
+    keys: BTreeMap<(u32, String), Kept>,
     decisions: BTreeMap<u32, Vec<Vec<u8>>>,
     settings: BTreeMap<String, Vec<u8>>,
     newest_stream: u32,

@@ -158,7 +158,11 @@ impl<'a> Store<'a> {
         let blake3 = hash.finalize().to_hex().to_string();
         let entry = Entry { file, version: head.version, bytes, blake3, state_hash: state_hash.clone(), unix_seconds };
 
-        let mut entries = self.entries()?;
+        let mut entries = match self.entries() {
+            // Both copies are: what they named is lost, the log has stood in for it, and they are written anew.
+            Err(CheckpointError::Corrupt { .. }) => Vec::new(),
+            entries => entries?,
+        };
         entries.retain(|kept| kept.file != entry.file);
         entries.push(entry);
         let entries = entries.split_off(entries.len().saturating_sub(KEPT));

@@ -268,8 +268,7 @@ impl Driver {
 
     /// Gives the fold a step; one of suspected rows alone, and to its end.
     fn give(&mut self, step: Step) -> Result<(), ModelError> {
-        let through = step.last;
-        let suspected = self.suspect.is_some() && self.is_suspected(through);
+        let (through, suspected) = (step.last, self.is_suspected());
         let ground = self.ground.clone();
         let _suspicion = suspected.then(|| ground.suspicion.lock());
         if suspected {

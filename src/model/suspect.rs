@@ -80,9 +80,10 @@ impl Fallen {
 }
 
 impl Driver {
-    /// Whether rows up to `through` are given to the fold in a step alone.
-    pub(super) fn is_suspected(&self, through: Sequence) -> bool {
-        self.suspect.as_ref().is_some_and(|suspect| suspect.after < through && self.cursor.sequence < suspect.through)
+    /// Whether the newest passage is given to the fold in a step alone.
+    pub(super) fn is_suspected(&self) -> bool {
+        let (Some(suspect), Some(passage)) = (&self.suspect, self.flight.back()) else { return false };
+        suspect.after < passage.last && passage.first <= suspect.through
     }
 
     /// Quarantines the rows after the cursor, where they are proven to be what made the fold fall; true if so.

@@ -8,7 +8,7 @@
     reason = "each test uses its part of this"
 )]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mustela::cli::serve::{self, Service};
 use mustela::config::Config;
-use mustela::disk::FileSystem;
+use mustela::disk::{Disk, FileSystem};
 use mustela::shutdown::{self, Trigger};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -162,9 +162,12 @@ impl Running {
     }
 
     pub async fn with(config: Config) -> Running {
+        Running::on(config, Arc::new(FileSystem)).await
+    }
+
+    pub async fn on(config: Config, disk: Arc<dyn Disk>) -> Running {
         let (trigger, shutdown) = shutdown::channel();
-        let service =
-            Service::start(config.clone(), Arc::new(FileSystem), serve::kinds(&config).unwrap(), shutdown).await.unwrap();
+        let service = Service::start(config.clone(), disk, serve::kinds(&config).unwrap(), shutdown).await.unwrap();
         let client = Client::new(format!("http://{}", service.address));
         Running { service, client, trigger }
     }
@@ -189,21 +192,58 @@ pub struct Process {
     pub metrics: String,
 }
 
+/// A service that ended before its doors were open.
+#[derive(Debug)]
+pub struct Refused {
+    pub status: Option<i32>,
+    pub said: String,
+}
+
 impl Process {
     pub fn start(data_dir: &Path, settings: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mustela"));
+        let command = Process::command(Command::new(env!("CARGO_BIN_EXE_mustela")), data_dir, settings);
+        Process::spawn(command).expect("the service said nothing")
+    }
+
+    /// Starts a service that may refuse to: then its exit status, and what it said.
+    pub fn attempt(data_dir: &Path, settings: &[(&str, &str)]) -> Result<Process, Refused> {
+        Process::attempt_by(Command::new(env!("CARGO_BIN_EXE_mustela")), data_dir, settings)
+    }
+
+    /// The same by another command, which takes the service's arguments.
+    pub fn attempt_by(command: Command, data_dir: &Path, settings: &[(&str, &str)]) -> Result<Process, Refused> {
+        let mut said = tempfile::tempfile().unwrap();
+        let mut command = Process::command(command, data_dir, settings);
+        command.stderr(said.try_clone().unwrap());
+        Process::spawn(command).map_err(|status| {
+            let mut text = String::new();
+            said.seek(std::io::SeekFrom::Start(0)).unwrap();
+            said.read_to_string(&mut text).unwrap();
+            Refused { status, said: text }
+        })
+    }
+
+    fn command(mut command: Command, data_dir: &Path, settings: &[(&str, &str)]) -> Command {
         command.args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        let mut child = command.env("MUSTELA_LOG", "warn").stdout(Stdio::piped()).spawn().unwrap();
+        command.env("MUSTELA_LOG", "warn").stdout(Stdio::piped());
+        command
+    }
+
+    /// Waits for the doors, or for the exit status.
+    fn spawn(mut command: Command) -> Result<Process, Option<i32>> {
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut address = || {
-            let line = lines.next().expect("the service said nothing").unwrap();
-            line.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned()
+            let line = lines.next()?.unwrap();
+            Some(line.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned())
         };
-        let (doors, metrics) = (address(), address());
-        Process { child, client: Client::new(doors), metrics }
+        match (address(), address()) {
+            (Some(doors), Some(metrics)) => Ok(Process { child, client: Client::new(doors), metrics }),
+            _ => Err(child.wait().unwrap().code()),
+        }
     }
 
     pub fn kill(mut self) {
@@ -224,6 +264,35 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to),
+            false => assert_ne!(std::fs::copy(entry.path(), to).unwrap(), 0, "an empty file has nothing to test"),
+        }
+    }
+}
+
+/// Writes a file of a test's folder anew.
+#[allow(clippy::disallowed_methods)]
+pub fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).unwrap();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// The newest checkpoint of model 1 by its manifest: version and hash of the state.
+pub fn newest_checkpoint(folder: &Path) -> (Value, String) {
+    let text = std::fs::read_to_string(folder.join("models/1/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let newest = manifest["checkpoints"].as_array().unwrap().last().unwrap().clone();
+    (newest["version"].clone(), newest["state_hash"].as_str().unwrap().to_owned())
 }
 
 /// Two numeric columns and three classes.

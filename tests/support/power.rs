@@ -45,7 +45,7 @@ pub enum Fault {
     /// The power is cut: this call and all after it fail, until the disk is opened anew.
     Cut,
     /// It fails, once. A sync that fails has written a part, and what it has not written is seen until the power is cut, and never
-    /// reaches the disk: the kernel takes it for clean.
+    /// reaches the disk: the kernel takes it for clean. (The length of a file is in the file system's journal, and is not lost so.)
     Fail,
 }
 
@@ -252,7 +252,7 @@ impl StorageBackend for Handle {
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let platter = self.disk.0.lock();
         let seen = platter.reached(self.opening)?.get(offset as usize..offset as usize + out.len());
-        out.copy_from_slice(seen.ok_or_else(gone)?);
+        out.copy_from_slice(seen.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
@@ -264,7 +264,12 @@ impl StorageBackend for Handle {
         let mut platter = self.disk.0.lock();
         match platter.strike(self.opening)? {
             Some((Fault::Fail, mut draw)) => {
-                platter.part_reaches(&mut draw);
+                for unsynced in std::mem::take(&mut platter.unsynced) {
+                    match unsynced {
+                        Unsynced::Length(_) => unsynced.reach(&mut platter.synced),
+                        Unsynced::Write { .. } => unsynced.reach_in_part(&mut platter.synced, &mut draw),
+                    }
+                }
                 return Err(gone());
             }
             Some((Fault::Cut, mut draw)) => {

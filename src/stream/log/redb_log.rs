@@ -118,8 +118,10 @@ impl RedbLog {
         let database = disk.open_database(&builder, path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => LogError::Held(path.display().to_string()),
             DatabaseError::Storage(StorageError::Corrupted(reason)) => damaged(path, &reason),
-            // redb's words for a file that does not begin as its files do.
-            DatabaseError::Storage(StorageError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+            // It does not begin as redb's files do, or ends before it should.
+            DatabaseError::Storage(StorageError::Io(error))
+                if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+            {
                 damaged(path, &error.to_string())
             }
             DatabaseError::UpgradeRequired(version) => {

@@ -1,0 +1,178 @@
+//! Disks that fill up, fail or cannot be written: nothing that was acknowledged is lost, and whoever cannot go on says why, with an exit
+//! status of its own.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use mustela::disk::{Disk, FileSystem};
+use redb::{Builder, Database, DatabaseError};
+use reqwest::Method;
+use support::{IN_ORDER, Process, Refused, Running, config, copy_folder, newest_checkpoint, points, points_model, points_schema};
+
+const BATCHES: &str = "/v1/streams/points/batches";
+
+/// A disk that is full for everything but the log, while it is told to be.
+#[derive(Clone, Debug, Default)]
+struct Full(Arc<AtomicBool>);
+
+impl Disk for Full {
+    fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
+        FileSystem.open_database(builder, path)
+    }
+    fn write_atomic(&self, path: &Path, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
+        if !self.0.load(SeqCst) {
+            return FileSystem.write_atomic(path, write);
+        }
+        // Full in the middle of the file: the old one stays.
+        FileSystem.write_atomic(path, &mut |out| {
+            out.write_all(b"a part")?;
+            Err(io::ErrorKind::StorageFull.into())
+        })
+    }
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        FileSystem.read(path)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        FileSystem.list(folder)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        FileSystem.remove(path)
+    }
+    fn remove_dir(&self, folder: &Path) -> io::Result<()> {
+        FileSystem.remove_dir(folder)
+    }
+    fn create_dir_all(&self, folder: &Path) -> io::Result<()> {
+        FileSystem.create_dir_all(folder)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("checkpoint.interval_rows", "50"), IN_ORDER];
+    let disk = Full::default();
+    let running = Running::on(config(folder.path(), &settings), Arc::new(disk.clone())).await;
+    let client = &running.client;
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    let post = async |batch: usize| {
+        client.post_json(&format!("{BATCHES}?wait=applied"), &points(batch * 20, 20)).await.expect(200);
+    };
+    for batch in 0..5 {
+        post(batch).await;
+    }
+    client.settled("m").await;
+    let before = newest_checkpoint(folder.path());
+    disk.0.store(true, SeqCst);
+    for batch in 5..15 {
+        post(batch).await;
+    }
+    let view = client.settled("m").await;
+    assert_eq!((&view["version"], &view["failure"]), (&"0.300".into(), &serde_json::Value::Null));
+    assert_eq!(newest_checkpoint(folder.path()), before, "what was there is still there");
+    // As if the process ended now: the log has it all.
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(folder.path(), copy.path());
+    disk.0.store(false, SeqCst);
+    let began = Instant::now();
+    while newest_checkpoint(folder.path()) == before {
+        assert!(began.elapsed() < Duration::from_secs(30), "no checkpoint was tried again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    running.stop().await;
+    let end = newest_checkpoint(folder.path());
+    assert_eq!(end.0, "0.300");
+    let process = Process::start(copy.path(), &settings);
+    assert_eq!(process.client.settled("m").await["rows"]["learned"], 300);
+    assert_eq!(process.terminate(), Some(0));
+    assert_eq!(newest_checkpoint(copy.path()), end);
+}
+
+/// The service under a limit of the size of its files, which it meets as it would a full disk.
+fn with_little_disk(kib: u32) -> Command {
+    let mut command = Command::new("bash");
+    let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
+    command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_mustela"));
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_at_the_log_ends_the_process_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Process::attempt_by(with_little_disk(700), folder.path(), &[]).unwrap();
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    let mut acknowledged = 0;
+    let headers = [("content-type", "application/json")];
+    for batch in 0.. {
+        let body = points(batch * 500, 500).to_string();
+        match process.client.try_send(Method::POST, BATCHES, &headers, body).await {
+            Ok(answer) if answer.status == 202 => acknowledged += 500,
+            Ok(answer) => {
+                answer.expect_problem(503, "storage");
+                break;
+            }
+            // The process has ended before it could answer.
+            Err(_) => break,
+        }
+        assert!(acknowledged < 1_000_000, "the disk is never full");
+    }
+    assert_eq!(process.child.wait().unwrap().code(), Some(74));
+    assert!(acknowledged > 0);
+    let process = Process::start(folder.path(), &[]);
+    let stream = process.client.get("/v1/streams/points").await.expect(200);
+    let kept = stream["sequence"].as_u64().unwrap();
+    assert!(kept == acknowledged || kept == acknowledged + 500, "{acknowledged} acknowledged, {kept} kept");
+    process.client.post_json(BATCHES, &points(0, 500)).await.expect(202);
+    assert_eq!(process.terminate(), Some(0));
+}
+
+/// Holds a start to be refused, with this exit status and these words.
+#[track_caller]
+fn refused(folder: &Path, status: i32, words: &[&str]) {
+    match Process::attempt(folder, &[]) {
+        Ok(_) => panic!("it started"),
+        Err(Refused { status: ended, said }) => {
+            assert_eq!(ended, Some(status), "{said}");
+            assert!(!said.contains("panicked"), "{said}");
+            for word in words {
+                assert!(said.contains(word), "`{word}` is not in {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_is_named_and_the_exit_status_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = folder.path().to_str().unwrap();
+    // No folder: a file is in the way.
+    let file = folder.path().join("file");
+    FileSystem.write_atomic(&file, &mut |out| out.write_all(b"in the way")).unwrap();
+    refused(&file.join("data"), 74, &[name, "cannot be used"]);
+    // No file: a folder is in the way.
+    std::fs::create_dir_all(folder.path().join("other/log.redb")).unwrap();
+    refused(&folder.path().join("other"), 74, &["log.redb"]);
+    // Nothing can be made in it; to the superuser nothing is read-only that is not mounted so.
+    refused(Path::new("/proc/self/fdinfo"), 74, &["/proc/self/fdinfo", "log.redb"]);
+    // Another service has it.
+    let data = folder.path().join("data");
+    let process = Process::start(&data, &[]);
+    refused(&data, 75, &["another process", name]);
+    assert_eq!(process.terminate(), Some(0));
+    // A file of another program.
+    support::overwrite(&data.join("log.redb"), |bytes| *bytes = vec![b'x'; 100_000]);
+    refused(&data, 65, &["log.redb", "damaged"]);
+    // Its help says all of this.
+    let help = Command::new(env!("CARGO_BIN_EXE_mustela")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for status in ["  0  ", " 64  ", " 65  ", " 74  ", " 75  ", "  1  "] {
+        assert!(help.contains(status), "{status} is not in {help}");
+    }
+}
