@@ -240,7 +240,7 @@ async fn live(ground: &Arc<Ground>, load: Duration, kills: &mut Vec<Killed>) -> 
         });
     }
     let of_changes = ground.clone();
-    let changing = tokio::spawn(async move {
+    let mut changing = tokio::spawn(async move {
         changes::set_up(&of_changes).await?;
         of_changes.set_up.send_replace(true);
         changes::client(of_changes).await
@@ -249,9 +249,13 @@ async fn live(ground: &Arc<Ground>, load: Duration, kills: &mut Vec<Killed>) -> 
         kills.push(lives::killed(ground, life, *kill).await?);
     }
     let server = lives::last(ground).await?;
-    let set_up = tokio::time::timeout(ROUND / 2, async { ground.set_up.subscribe().wait_for(|set_up| *set_up).await.is_ok() });
-    if !set_up.await.unwrap_or_default() {
-        return Err("streams and models could not be made".into());
+    let mut set_up = ground.set_up.subscribe();
+    tokio::select! {
+        _ = set_up.wait_for(|set_up| *set_up) => {}
+        ended = &mut changing => {
+            ended??;
+            return Err("streams and models were not made".into());
+        }
     }
     tokio::time::sleep(load / 2).await;
     ground.done.store(true, Relaxed);
