@@ -17,7 +17,7 @@ use mustela::fold::{
     Change, Demand, Fold, FoldError, Outcome, Predictions, ProposalError, Score, Snapshot, State, StateRef, Step, Verdict,
 };
 use mustela::ledger::Ledger;
-use mustela::model::kind::{Given, Kind, Kinds, SpecError};
+use mustela::model::kind::{Given, Kind, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
 use serde_json::{Value, json};
