@@ -41,7 +41,7 @@ use crate::{config, disk};
 const LOG_GRACE: Duration = Duration::from_secs(2);
 
 /// The exit status where the data folder is damaged, or of another version (sysexits' EX_DATAERR).
-const EX_DATAERR: u8 = 65;
+pub(super) const EX_DATAERR: u8 = 65;
 /// The exit status where the disk cannot be read or written, at the start or later (sysexits' EX_IOERR).
 const EX_IOERR: u8 = 74;
 /// The exit status where another process has the data folder (sysexits' EX_TEMPFAIL): it may work later.

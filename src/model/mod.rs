@@ -26,6 +26,7 @@ pub mod share;
 pub mod spec;
 pub mod status;
 mod suspect;
+pub mod verify;
 
 pub use queue::{Passage, queued_bytes_max};
 

@@ -58,7 +58,7 @@ impl Recovery {
     /// A new model's fold, at its origin.
     pub(super) fn begin(&self, fold: Box<dyn Fold>, first: Decision) -> Result<Recovered, ModelError> {
         let version = Version { epoch: 0, sequence: self.record.origin };
-        let queue = self.queue(&[], version, fold.as_ref())?;
+        let queue = queue_at(&self.stream, self.record.origin, &[], version, fold.as_ref())?;
         Ok(Recovered { fold, queue, loaded: None, version, followed: None, decisions: vec![first] })
     }
 
@@ -82,32 +82,10 @@ impl Recovery {
             return Err(ModelError::Inconsistent(text).into());
         }
         let pending = decisions.split_off(held);
-        let queue = self.queue(&decisions, version, fold.as_ref())?;
+        let queue = queue_at(&self.stream, self.record.origin, &decisions, version, fold.as_ref())?;
         // The state follows a plan already; which budget it answers stands in the decision.
         let followed = newest_plan(&decisions).cloned();
         Ok(Recovered { fold, queue, loaded, version, followed, decisions: pending })
-    }
-
-    /// The queue of a state at `version` that holds these decisions: it may be in the middle of what one of them says of rows.
-    fn queue(&self, held: &[Decision], version: Version, fold: &dyn Fold) -> Result<Queue, ModelError> {
-        let mut queue = Queue::default();
-        queue.recall(&self.stream, self.record.origin, version.sequence, fold)?;
-        let skip = held.iter().rev().find_map(|decision| match &decision.what {
-            What::Skip { through, kept } => Some((*through, kept)),
-            _ => None,
-        });
-        if let Some((through, kept)) = skip.filter(|(through, _)| *through > version.sequence) {
-            let kept: Vec<Sequence> = kept.iter().copied().filter(|&row| row > version.sequence).collect();
-            queue.select(through, &kept);
-        }
-        let refused = held.iter().rev().find_map(|decision| match &decision.what {
-            What::Quarantine { through, .. } => Some(*through),
-            _ => None,
-        });
-        if let Some(through) = refused {
-            queue.refuse(through);
-        }
-        Ok(queue)
     }
 
     /// Puts the newest whole checkpoint into a fresh fold, if there is one.
@@ -145,4 +123,32 @@ impl Recovery {
         };
         Ok(Some((head, figures)))
     }
+}
+
+/// The queue of a state at `version` that holds these decisions: it may be in the middle of what one of them says of rows.
+pub(super) fn queue_at(
+    stream: &Stream,
+    origin: Sequence,
+    held: &[Decision],
+    version: Version,
+    fold: &dyn Fold,
+) -> Result<Queue, ModelError> {
+    let mut queue = Queue::default();
+    queue.recall(stream, origin, version.sequence, fold)?;
+    let skip = held.iter().rev().find_map(|decision| match &decision.what {
+        What::Skip { through, kept } => Some((*through, kept)),
+        _ => None,
+    });
+    if let Some((through, kept)) = skip.filter(|(through, _)| *through > version.sequence) {
+        let kept: Vec<Sequence> = kept.iter().copied().filter(|&row| row > version.sequence).collect();
+        queue.select(through, &kept);
+    }
+    let refused = held.iter().rev().find_map(|decision| match &decision.what {
+        What::Quarantine { through, .. } => Some(*through),
+        _ => None,
+    });
+    if let Some(through) = refused {
+        queue.refuse(through);
+    }
+    Ok(queue)
 }
