@@ -24,6 +24,7 @@ use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
 use super::queue::{Passage, Pulled, Queue};
+use super::reaction::Reaction;
 use super::recovery::{Recovered, Recovery};
 use super::status::Status;
 use super::suspect::{Fallen, Suspect};
@@ -78,6 +79,10 @@ pub(super) struct Driver {
     pub(super) attempt: Attempt,
     /// Rows over which the fold, or a process, has fallen.
     pub(super) suspect: Option<Suspect>,
+    /// A rise of the loss was noticed.
+    pub(super) drifted: bool,
+    /// What is being done about an earlier one.
+    pub(super) reaction: Option<Reaction>,
     /// Rows that wait for their labels and are being predicted.
     pub(super) asked: VecDeque<(Vec<Sequence>, Pending)>,
     /// When the newest snapshot was begun.
@@ -116,7 +121,7 @@ enum Next {
 impl Driver {
     /// A driver of a fold that stands where it was brought back to. Rows up to `known` may have been learned, and seen to be, before.
     pub(super) fn new(live: Arc<Live>, recovery: Recovery, recovered: Recovered, ears: Ears, known: Sequence) -> Driver {
-        let Recovered { fold, queue, loaded, version, followed, decisions } = recovered;
+        let Recovered { fold, queue, loaded, version, followed, reaction, decisions } = recovered;
         let ground = recovery.ground.clone();
         let attempt = Attempt::open(ground.disk.as_ref(), &ground.data_dir, live.id);
         Driver {
@@ -137,6 +142,8 @@ impl Driver {
             queue,
             flight: VecDeque::new(),
             attempt,
+            drifted: false,
+            reaction,
             asked: VecDeque::new(),
             published_at: Instant::now(),
             publish_now: false,
@@ -212,7 +219,7 @@ impl Driver {
 
     /// Whether the fold has yet to come to where it was before: to decisions of the log, or to rows that were decided when it fell. New
     /// decisions have to wait until then.
-    fn is_behind_itself(&self) -> bool {
+    pub(super) fn is_behind_itself(&self) -> bool {
         !self.decisions.is_empty() || self.cursor < self.version()
     }
 
@@ -241,6 +248,7 @@ impl Driver {
             return Ok(Next::Again);
         }
         self.skip_if_over()?;
+        self.react_if_due()?;
         self.note_predictions();
         let next = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
         let Some(Pulled { passage, step, arrived }) = next else {
@@ -368,8 +376,9 @@ impl Driver {
                 self.queue.refuse(*through);
                 return Ok(());
             }
-            What::Plan(_) | What::LearningRate(_) => {}
+            What::Plan(_) | What::LearningRate(_) | What::React { .. } => {}
         }
+        self.reaction = Reaction::after(what).unwrap_or(self.reaction);
         if let Some(change) = what.change() {
             self.fold.execute(&change)?;
         }
@@ -572,6 +581,7 @@ impl Driver {
                 self.tell_of_refusal(passage, outcome);
             }
             if let Some(Shift { before, after }) = rise {
+                self.drifted = true;
                 let (model, sequence) = (&self.live.name, passage.last);
                 tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
             }

@@ -20,6 +20,7 @@ pub mod network;
 pub mod overload;
 pub mod predict;
 mod queue;
+pub mod reaction;
 mod recovery;
 pub mod registry;
 pub mod share;

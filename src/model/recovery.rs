@@ -7,6 +7,7 @@ use super::checkpoint::{self, CheckpointError, Loaded};
 use super::decision::{Decision, Planned, What};
 use super::kind::{Given, Kind};
 use super::queue::{Queue, queued_bytes_max};
+use super::reaction::Reaction;
 use super::registry::{Record, RegistryError};
 use super::status::CheckpointFigures;
 use super::{Ground, ModelError};
@@ -34,6 +35,8 @@ pub(super) struct Recovered {
     pub(super) version: Version,
     /// The plan that the state follows, where it follows one.
     pub(super) followed: Option<Planned>,
+    /// The reaction to a drift that the state is in the middle of.
+    pub(super) reaction: Option<Reaction>,
     /// Decisions that the state does not hold yet.
     pub(super) decisions: Vec<Decision>,
 }
@@ -42,7 +45,7 @@ pub(super) struct Recovered {
 pub(super) fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
     decisions.iter().rev().find_map(|decision| match &decision.what {
         What::Plan(planned) => Some(planned),
-        What::LearningRate(_) | What::Skip { .. } | What::Quarantine { .. } => None,
+        What::LearningRate(_) | What::React { .. } | What::Skip { .. } | What::Quarantine { .. } => None,
     })
 }
 
@@ -59,7 +62,7 @@ impl Recovery {
     pub(super) fn begin(&self, fold: Box<dyn Fold>, first: Decision) -> Result<Recovered, ModelError> {
         let version = Version { epoch: 0, sequence: self.record.origin };
         let queue = queue_at(&self.stream, self.record.origin, &[], version, fold.as_ref())?;
-        Ok(Recovered { fold, queue, loaded: None, version, followed: None, decisions: vec![first] })
+        Ok(Recovered { fold, queue, loaded: None, version, followed: None, reaction: None, decisions: vec![first] })
     }
 
     /// The fold at its newest whole checkpoint, or at its origin.
@@ -84,8 +87,8 @@ impl Recovery {
         let pending = decisions.split_off(held);
         let queue = queue_at(&self.stream, self.record.origin, &decisions, version, fold.as_ref())?;
         // The state follows a plan already; which budget it answers stands in the decision.
-        let followed = newest_plan(&decisions).cloned();
-        Ok(Recovered { fold, queue, loaded, version, followed, decisions: pending })
+        let (followed, reaction) = (newest_plan(&decisions).cloned(), Reaction::unfinished(&decisions));
+        Ok(Recovered { fold, queue, loaded, version, followed, reaction, decisions: pending })
     }
 
     /// Puts the newest whole checkpoint into a fresh fold, if there is one.

@@ -136,6 +136,7 @@ impl Models {
             return Err(RegistryError::Invalid(format!("{} models are the most", limits::MODELS_MAX)));
         }
         spec.overload.check(self.ground.settings.lag_rows_max).map_err(RegistryError::Invalid)?;
+        spec.on_drift.map_or(Ok(()), |on_drift| on_drift.check()).map_err(RegistryError::Invalid)?;
         let stream = self.streams.get(&spec.stream)?;
         if spec.overload.may_skip() && stream.schema.late_labels.is_some() {
             let reason =
