@@ -50,7 +50,7 @@ struct Sum {
 
 impl Sum {
     fn end(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
-        let values: Vec<f32> = bytemuck::cast_slice::<u8, f32>(&step.rows.blocks[0].bytes.to_vec()).to_vec();
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&step.rows.blocks[0].bytes);
         if values.contains(&POISON) {
             let before = self.falls.fetch_add(1, SeqCst);
             match self.effect {

@@ -123,7 +123,7 @@ impl Driver {
     pub(super) fn new(live: Arc<Live>, recovery: Recovery, recovered: Recovered, ears: Ears, known: Sequence) -> Driver {
         let Recovered { fold, queue, loaded, version, followed, reaction, decisions } = recovered;
         let ground = recovery.ground.clone();
-        let attempt = Attempt::open(ground.disk.as_ref(), &ground.data_dir, live.id);
+        let attempt = Attempt::open(ground.disk.as_ref(), &ground.folder.path, live.id);
         Driver {
             window: live.spec.overload.window(ground.settings.lag_rows_max),
             step_seconds: ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
@@ -168,7 +168,8 @@ impl Driver {
             while let Some(fallen) = driver.run() {
                 match fallen.revive() {
                     Ok(revived) => driver = revived,
-                    Err((error, deferred, ears)) => {
+                    Err(lost) => {
+                        let (error, deferred, ears) = *lost;
                         fail(&live, &error);
                         return stand(&live, deferred.into_iter().chain(ears.commands));
                     }
@@ -703,7 +704,7 @@ impl Driver {
             return Ok(());
         }
         let head = Head {
-            folder: self.ground.folder_identity.clone(),
+            folder: self.ground.folder.identity.clone(),
             model: self.live.name.clone(),
             identity: self.fold.identity(),
             version,
@@ -713,7 +714,7 @@ impl Driver {
         };
         let state = self.fold.checkpoint()?;
         let head = Head { values: state.values.clone(), ..head };
-        let folder = checkpoint::folder(&self.ground.data_dir, self.live.id);
+        let folder = checkpoint::folder(&self.ground.folder.path, self.live.id);
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
         self.saved_version = Some(version);

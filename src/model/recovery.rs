@@ -94,7 +94,7 @@ impl Recovery {
     /// Puts the newest whole checkpoint into a fresh fold, if there is one.
     fn restore(&self, fold: &mut dyn Fold) -> Result<Option<(checkpoint::Head, CheckpointFigures)>, ModelError> {
         let (ground, name) = (&self.ground, &self.name);
-        let folder = checkpoint::folder(&ground.data_dir, self.id);
+        let folder = checkpoint::folder(&ground.folder.path, self.id);
         let newest = checkpoint::Store::new(ground.disk.as_ref(), folder).load_newest();
         if let Err(CheckpointError::Io(error)) = &newest
             && is_sync_failure(error)
@@ -106,7 +106,7 @@ impl Recovery {
             tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
         }
         let Some(Loaded { head, state, entry, oldest_kept }) = loaded else { return Ok(None) };
-        if head.folder != ground.folder_identity {
+        if head.folder != ground.folder.identity {
             let text = format!("the checkpoint of model `{name}` belongs to data folder {}", head.folder);
             return Err(ModelError::Inconsistent(text));
         }

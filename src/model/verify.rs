@@ -95,7 +95,7 @@ pub fn verify(
     let mut folding = Folding { fold, stream, decisions, awaited: awaited(store)?, passed: Passed::default() };
     let (first, _) = stream.bounds()?;
     let from = if first <= origin + 1 { Version { epoch: 0, sequence: origin } } else { folding.begin_at_oldest(store)? };
-    let to = folding.to_the_end(origin, from)?;
+    let to = folding.fold_the_rest(origin, from)?;
     let compared = |awaited: Awaited| Compared {
         file: awaited.entry.file,
         version: awaited.entry.version,
@@ -152,7 +152,7 @@ impl Folding<'_> {
     }
 
     /// Folds all that comes after `from`.
-    fn to_the_end(&mut self, origin: u64, from: Version) -> Result<Version, ModelError> {
+    fn fold_the_rest(&mut self, origin: u64, from: Version) -> Result<Version, ModelError> {
         let held = self.decisions.get(..self.passed.decided);
         let held = held.ok_or_else(|| ModelError::Inconsistent("the checkpoint holds more decisions than the log has".into()))?;
         let mut queue = queue_at(self.stream, origin, held, from, self.fold.as_ref())?;
