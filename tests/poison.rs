@@ -50,7 +50,8 @@ struct Sum {
 
 impl Sum {
     fn end(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&step.rows.blocks[0].bytes);
+        let words = step.rows.blocks[0].bytes.as_chunks::<4>().0;
+        let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
         if values.contains(&POISON) {
             let before = self.falls.fetch_add(1, SeqCst);
             match self.effect {
