@@ -4,8 +4,8 @@
     measure.py --mustela BINARY --data DIR [--seeds N] [--factor F] [--rows R] [STREAM...]
 
 Each table of `data/fetch.py` is posted in the order of its file; from half of it on the labels mean the next class (an abrupt drift),
-or nothing changes (`--steady`: what false alarms cost). Both models have the service's defaults and the same seed, and get the same
-rows at the same time, so the difference of their online accuracy is that of the reaction. Prints it in points, with the mean and the
+or nothing changes (`--steady`: what false alarms cost). Both models have the service's defaults and the same seed, learn
+single rows, and get the same ones, so the difference of their online accuracy is that of the reaction. Prints it in points, with the mean and the
 standard error over the seeds.
 """
 
@@ -60,11 +60,13 @@ def measure(arguments, stream, seed):
     schema, rows = rows_of(arguments.data, stream, arguments.steady)
     with tempfile.TemporaryDirectory() as folder:
         command = [arguments.mustela, "serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--data-dir", folder]
+        # Rows one after the other: plans would differ by what was measured, and weights by the plan.
+        command += ["--set", "planner.in_flight_max=1"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as service:
             try:
                 base = next(word for line in service.stdout for word in line.split() if word.startswith("http://")).rstrip("/")
                 call(base, "PUT", "/v1/streams/s", schema)
-                plain = {"kind": "network", "stream": "s", "seed": seed}
+                plain = {"kind": "network", "stream": "s", "seed": seed, "step_rows": 1}
                 reacting = {**plain, "on_drift": {"learning_rate_factor": arguments.factor, "rows": arguments.rows}}
                 call(base, "PUT", "/v1/models/plain", plain)
                 call(base, "PUT", "/v1/models/reacting", reacting)
