@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Holds dashboards and rules to a running service, in less than a minute:
 #   dashboards/check.sh MUSTELA_BINARY
-# promtool on configuration, rules and their tests; then a real service with a short stream, a real Prometheus that scrapes it, every
-# expression evaluated by check.py, and promtool on the service's own /metrics. Needs prometheus and promtool (Debian: apt-get install
+# a real service with a short stream, a real Prometheus that scrapes it, and every expression evaluated by check.py; promtool on
+# configuration, rules and their tests, and on the service's own /metrics. Needs prometheus and promtool (Debian: apt-get install
 # prometheus) and python3. Takes free ports and a temporary folder, and stops all that it started.
 set -euo pipefail
 
@@ -57,10 +57,6 @@ while True:
 PYTHON
 }
 
-promtool check config --lint=all --lint-fatal prometheus/prometheus.yml
-promtool check rules --lint=all --lint-fatal prometheus/rules/*.yml
-promtool test rules prometheus/tests/*.yml
-
 MUSTELA_LOG=warn "$binary" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --data-dir "$temporary/data" \
     >"$temporary/addresses" 2>"$temporary/service.log" &
 started+=($!)
@@ -90,7 +86,15 @@ prometheus --config.file="$temporary/prometheus.yml" --storage.tsdb.path="$tempo
     --web.listen-address="127.0.0.1:$port" >"$temporary/prometheus.log" 2>&1 &
 started+=($!)
 fetch "http://127.0.0.1:$port/-/ready" 15 >/dev/null
-sleep 18
+
+# While the stream passes, what needs no service.
+until=$((SECONDS + 18))
+promtool check config --lint=all --lint-fatal prometheus/prometheus.yml
+promtool check rules --lint=all --lint-fatal prometheus/rules/*.yml
+promtool test rules prometheus/tests/*.yml
+while ((SECONDS < until)); do
+    sleep 0.5
+done
 if ! kill -0 "$traffic" 2>/dev/null; then
     echo "the stream ended early" >&2
     exit 1
