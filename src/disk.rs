@@ -69,7 +69,8 @@ struct SyncFailure {
     error: String,
 }
 
-fn sync_failure(path: &Path, error: &io::Error) -> io::Error {
+/// What a disk says whose sync of `path` failed.
+pub fn sync_failure(path: &Path, error: &io::Error) -> io::Error {
     io::Error::other(SyncFailure { path: path.display().to_string(), error: error.to_string() })
 }
 

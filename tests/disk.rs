@@ -8,33 +8,56 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use mustela::disk::{Disk, FileSystem};
+use mustela::cli::serve::{self, Service};
+use mustela::disk::{Disk, FileSystem, sync_failure};
+use mustela::shutdown;
+use parking_lot::Mutex;
 use redb::{Builder, Database, DatabaseError};
 use reqwest::Method;
 use support::{IN_ORDER, Process, Refused, Running, config, copy_folder, newest_checkpoint, points, points_model, points_schema};
 
 const BATCHES: &str = "/v1/streams/points/batches";
 
-/// A disk that is full for everything but the log, while it is told to be.
-#[derive(Clone, Debug, Default)]
-struct Full(Arc<AtomicBool>);
+/// How a disk is, for everything but the log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    Good,
+    /// Nothing more fits.
+    Full,
+    /// Syncs fail.
+    Failing,
+}
 
-impl Disk for Full {
+/// A disk that is as it is told to be.
+#[derive(Clone, Debug)]
+struct Told(Arc<Mutex<State>>);
+
+impl Told {
+    fn new(state: State) -> Told {
+        Told(Arc::new(Mutex::new(state)))
+    }
+
+    fn set(&self, state: State) {
+        *self.0.lock() = state;
+    }
+}
+
+impl Disk for Told {
     fn open_database(&self, builder: &Builder, path: &Path) -> Result<Database, DatabaseError> {
         FileSystem.open_database(builder, path)
     }
     fn write_atomic(&self, path: &Path, write: &mut dyn FnMut(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
-        if !self.0.load(SeqCst) {
-            return FileSystem.write_atomic(path, write);
+        match *self.0.lock() {
+            State::Good => FileSystem.write_atomic(path, write),
+            // Full in the middle of the file: the old one stays.
+            State::Full => FileSystem.write_atomic(path, &mut |out| {
+                out.write_all(b"a part")?;
+                Err(io::ErrorKind::StorageFull.into())
+            }),
+            State::Failing => Err(sync_failure(path, &io::Error::other("the medium is worn out"))),
         }
-        // Full in the middle of the file: the old one stays.
-        FileSystem.write_atomic(path, &mut |out| {
-            out.write_all(b"a part")?;
-            Err(io::ErrorKind::StorageFull.into())
-        })
     }
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         FileSystem.read(path)
@@ -57,7 +80,7 @@ impl Disk for Full {
 async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let settings = [("checkpoint.interval_rows", "50"), IN_ORDER];
-    let disk = Full::default();
+    let disk = Told::new(State::Good);
     let running = Running::on(config(folder.path(), &settings), Arc::new(disk.clone())).await;
     let client = &running.client;
     client.put("/v1/streams/points", &points_schema()).await.expect(201);
@@ -70,7 +93,7 @@ async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
     }
     client.settled("m").await;
     let before = newest_checkpoint(folder.path());
-    disk.0.store(true, SeqCst);
+    disk.set(State::Full);
     for batch in 5..15 {
         post(batch).await;
     }
@@ -80,7 +103,7 @@ async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
     // As if the process ended now: the log has it all.
     let copy = tempfile::tempdir().unwrap();
     copy_folder(folder.path(), copy.path());
-    disk.0.store(false, SeqCst);
+    disk.set(State::Good);
     let began = Instant::now();
     while newest_checkpoint(folder.path()) == before {
         assert!(began.elapsed() < Duration::from_secs(30), "no checkpoint was tried again");
@@ -93,6 +116,53 @@ async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
     assert_eq!(process.client.settled("m").await["rows"]["learned"], 300);
     assert_eq!(process.terminate(), Some(0));
     assert_eq!(newest_checkpoint(copy.path()), end);
+}
+
+/// The service of the test below, on a disk whose syncs fail once it is told so by a file.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it is the child process of another test"]
+async fn child() {
+    let folder = support::child_folder();
+    let (_trigger, shutdown) = shutdown::channel();
+    let config = config(&folder, &[("checkpoint.interval_rows", "50")]);
+    let (disk, kinds) = (Told::new(State::Good), serve::kinds(&config).unwrap());
+    let service = Service::start(config, Arc::new(disk.clone()), kinds, shutdown).await.unwrap();
+    support::child_is_open(&folder, &support::Client::new(format!("http://{}", service.address)));
+    while !folder.join("fail").exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    disk.set(State::Failing);
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_cannot_be_synced_ends_the_process_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = support::spawn_test("child", folder.path());
+    let client = support::child_client(folder.path(), &mut process).await.unwrap();
+    client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    client.post_json(BATCHES, &points(0, 120)).await.expect(202);
+    client.settled("m").await;
+    let before = newest_checkpoint(folder.path());
+    FileSystem.write_atomic(&folder.path().join("fail"), &mut |_| Ok(())).unwrap();
+    let began = Instant::now();
+    let (mut acknowledged, mut status) = (120, None);
+    while status.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it goes on over a disk that lost what it was given");
+        let body = points(acknowledged, 20).to_string();
+        let headers = [("content-type", "application/json")];
+        if client.try_send(Method::POST, BATCHES, &headers, body).await.is_ok_and(|answer| answer.status == 202) {
+            acknowledged += 20;
+        }
+        status = process.try_wait().unwrap();
+    }
+    assert_eq!(status.unwrap().code(), Some(74));
+    assert_eq!(newest_checkpoint(folder.path()), before);
+    let process = Process::start(folder.path(), &[]);
+    let rows = process.client.settled("m").await["rows"].clone();
+    assert!(rows["learned"].as_u64().unwrap() >= acknowledged as u64, "{rows} of {acknowledged}");
+    assert_eq!(process.terminate(), Some(0));
 }
 
 /// The service under a limit of the size of its files, which it meets as it would a full disk.

@@ -68,3 +68,55 @@ async fn labels_that_flip_are_noticed_and_a_restart_keeps_the_count() {
     assert_eq!(process.client.settled("m").await["drift"], drift, "from a checkpoint");
     assert_eq!(process.terminate(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reaction_is_a_decision_that_ends_and_is_replayed_to_the_bit() {
+    let mut hashes = Vec::new();
+    for kill in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = [("checkpoint.interval_rows", if kill { "1000" } else { "1000000" }), IN_ORDER];
+        let mut process = Process::start(folder.path(), &settings);
+        process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+        let mut model = points_model("points");
+        model["optimiser"] = json!({ "type": "sgd" });
+        model["learning_rate"] = json!(0.005);
+        model["on_drift"] = json!({ "learning_rate_factor": 4, "rows": 640 });
+        process.client.put("/v1/models/m", &model).await.expect(201);
+        assert_eq!(post(&process.client, 0..40, points).await["learning_rate"], 0.005);
+        let mut rates = Vec::new();
+        for batch in 40..60 {
+            if kill && batch == 45 {
+                process.kill();
+                process = Process::start(folder.path(), &settings);
+                process.client.settled("m").await;
+            }
+            rates.push(post(&process.client, batch..batch + 1, flipped).await["learning_rate"].as_f64().unwrap());
+        }
+        let faster = rates.iter().filter(|rate| **rate == 0.02).count();
+        assert!((4..=6).contains(&faster) && rates[19] == 0.005, "{rates:?}");
+        assert_eq!(process.terminate(), Some(0));
+        let process = Process::start(folder.path(), &settings);
+        let view = process.client.settled("m").await;
+        assert_eq!((&view["drift"]["detected"], &view["learning_rate"]), (&json!(1), &json!(0.005)));
+        hashes.push(view["checkpoint"]["state_hash"].clone());
+        assert_eq!(process.terminate(), Some(0));
+    }
+    assert_eq!(hashes[0], hashes[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reaction_that_would_do_nothing_or_harm_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(folder.path(), &[]);
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    let put = async |on_drift: Value| {
+        let mut model = points_model("points");
+        model["on_drift"] = on_drift;
+        process.client.put("/v1/models/m", &model).await
+    };
+    put(json!({ "learning_rate_factor": 0, "rows": 9 })).await.expect_problem(422, "invalid_model");
+    put(json!({ "learning_rate_factor": 2, "rows": 0 })).await.expect_problem(422, "invalid_model");
+    put(json!({ "factor": 2 })).await.expect_problem(422, "invalid_body");
+    put(json!({ "learning_rate_factor": 2, "rows": 9 })).await.expect(201);
+    assert_eq!(process.terminate(), Some(0));
+}

@@ -84,7 +84,7 @@ async fn rows_are_learned_when_their_labels_come() {
     for line in [
         r#"mustela_stream_labels_total{outcome="matched",stream="late"} 4"#,
         r#"mustela_stream_labels_total{outcome="unmatched",stream="late"} 3"#,
-        r#"mustela_model_rows_waiting_for_label{model="m"} 36"#,
+        r#"mustela_model_unlabelled_rows{model="m"} 36"#,
         r#"mustela_model_labels_total{model="m"} 7"#,
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");

@@ -5,7 +5,6 @@
 mod support;
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -21,7 +20,7 @@ use mustela::model::kind::{Given, Kind, SpecError};
 use mustela::rows::Rows;
 use mustela::shutdown;
 use serde_json::{Value, json};
-use support::{Client, points, points_model, points_schema};
+use support::{Client, child_client, points, points_model, points_schema, spawn_test};
 
 /// The value of `x` that no step can take.
 const POISON: f32 = 666.0;
@@ -51,7 +50,8 @@ struct Sum {
 
 impl Sum {
     fn end(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
-        let values: Vec<f32> = bytemuck::cast_slice::<u8, f32>(&step.rows.blocks[0].bytes.to_vec()).to_vec();
+        let words = step.rows.blocks[0].bytes.as_chunks::<4>().0;
+        let values: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
         if values.contains(&POISON) {
             let before = self.falls.fetch_add(1, SeqCst);
             match self.effect {
@@ -248,50 +248,17 @@ async fn a_step_that_panics_but_once_is_learned() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "it is the child process of another test"]
 async fn child() {
-    let folder = std::env::var("MUSTELA_TEST_FOLDER").unwrap();
-    let serving = start(Path::new(&folder), Effect::Abort, "1000000").await;
-    let address = Path::new(&folder).join("address");
-    std::fs::rename(
-        {
-            let writing = address.with_extension("tmp");
-            #[allow(clippy::disallowed_methods)]
-            std::fs::write(&writing, serving.client.base.as_bytes()).unwrap();
-            writing
-        },
-        address,
-    )
-    .unwrap();
+    let folder = support::child_folder();
+    let serving = start(&folder, Effect::Abort, "1000000").await;
+    support::child_is_open(&folder, &serving.client);
     std::future::pending::<()>().await;
-}
-
-fn spawn(folder: &Path) -> Child {
-    std::fs::remove_file(folder.join("address")).ok();
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "child"])
-        .env("MUSTELA_TEST_FOLDER", folder)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-async fn client(folder: &Path, child: &mut Child) -> Option<Client> {
-    loop {
-        if child.try_wait().unwrap().is_some() {
-            return None;
-        }
-        if let Ok(base) = std::fs::read_to_string(folder.join("address")) {
-            return Some(Client::new(base));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_kills_the_process_twice_is_quarantined() {
     let folder = tempfile::tempdir().unwrap();
-    let mut process = spawn(folder.path());
-    let doors = client(folder.path(), &mut process).await.unwrap();
+    let mut process = spawn_test("child", folder.path());
+    let doors = child_client(folder.path(), &mut process).await.unwrap();
     make(&doors).await;
     doors.post_json("/v1/streams/points/batches", &points(0, 50)).await.expect(202);
     doors.settled("m").await;
@@ -317,16 +284,16 @@ async fn a_record_that_kills_the_process_twice_is_quarantined() {
         if ended.await.is_ok() {
             deaths += 1;
             assert!(deaths <= 3, "it ends again and again");
-            process = spawn(folder.path());
+            process = spawn_test("child", folder.path());
             continue;
         }
-        let Some(doors) = client(folder.path(), &mut process).await else { continue };
+        let Some(doors) = child_client(folder.path(), &mut process).await else { continue };
         break doors.settled("m").await;
     };
     assert_eq!(deaths, 2);
     let rows = &view["rows"];
     assert_eq!((&rows["learned"], &rows["quarantined"], &rows["accepted"]), (&json!(58), &json!(12), &json!(70)));
-    let doors = client(folder.path(), &mut process).await.unwrap();
+    let doors = child_client(folder.path(), &mut process).await.unwrap();
     doors.post_json("/v1/streams/points/batches", &points(70, 30)).await.expect(202);
     assert_eq!(doors.settled("m").await["rows"]["learned"], 88);
     assert_eq!(doors.settled("other").await["rows"]["learned"], 100, "an innocent model loses nothing");

@@ -12,6 +12,7 @@ mod plan;
 mod plot;
 mod replay;
 pub mod serve;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Look at the checkpoints of a model
     Checkpoint(checkpoint::Arguments),
+    /// Fold the log of a data folder once more, and say whether its checkpoints are what it gives
+    Verify(verify::Arguments),
     /// Measure
     Bench(bench::Arguments),
 }
@@ -62,6 +65,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Replay(arguments) => finish(replay::run(arguments)),
         Command::Plan(arguments) => finish(plan::run(&arguments)),
         Command::Checkpoint(arguments) => finish(checkpoint::run(arguments)),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Bench(arguments) => finish(bench::run(arguments)),
     }
 }

@@ -31,7 +31,7 @@ use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
 use crate::model::predict::Predictor;
 use crate::model::registry::{Models, RegistryError};
-use crate::model::{Ground, ModelError, Settings};
+use crate::model::{Folder, Ground, ModelError, Settings};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::stream::log::{self, Committer, Hooks, Log, LogError, Options, RedbLog};
 use crate::stream::{StreamError, Streams};
@@ -41,7 +41,7 @@ use crate::{config, disk};
 const LOG_GRACE: Duration = Duration::from_secs(2);
 
 /// The exit status where the data folder is damaged, or of another version (sysexits' EX_DATAERR).
-const EX_DATAERR: u8 = 65;
+pub(super) const EX_DATAERR: u8 = 65;
 /// The exit status where the disk cannot be read or written, at the start or later (sysexits' EX_IOERR).
 const EX_IOERR: u8 = 74;
 /// The exit status where another process has the data folder (sysexits' EX_TEMPFAIL): it may work later.
@@ -286,7 +286,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     check_complete(disk.as_ref(), &data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize, check_bytes_max: config.log.check_bytes_max };
     let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options).map_err(Unusable::from)?);
-    let folder_identity = log.identity().to_owned();
+    let folder = Folder { path: data_dir, identity: log.identity().to_owned() };
     let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
     let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max).map_err(Unusable::from)?);
     let settings = Settings {
@@ -304,7 +304,7 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     let predict = &config.predict;
     let predictor = Predictor::new(predict.threads, predict.batch_rows_max, predict.queue_max, metrics.clone())?;
     let (asked, counted) = (predictor.clone(), metrics.clone());
-    let ground = Arc::new(Ground::new(disk, data_dir, folder_identity, committer, counted, settings, asked, end_now));
+    let ground = Arc::new(Ground::new(disk, folder, committer, counted, settings, asked, end_now));
     let models = Arc::new(Models::open(ground, streams.clone(), kinds).map_err(Unusable::from)?);
     Ok(Opened { log, streams, models, predictor })
 }

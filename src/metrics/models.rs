@@ -120,9 +120,13 @@ fn counters(models: &[ModelFigures]) -> Vec<MetricFamily> {
         plain(GAUGE, "mustela_model_rows_waiting", "Rows accepted and not decided, or waiting for their label.", models, |m| {
             Some(m.rows.waiting as f64)
         }),
-        plain(GAUGE, "mustela_model_rows_waiting_for_label", "Rows seen, of those waiting, whose label may come.", models, |m| {
-            Some(m.waiting_for_label_rows as f64)
-        }),
+        plain(
+            GAUGE,
+            "mustela_model_unlabelled_rows",
+            "Rows seen whose label may yet come; they are among those waiting.",
+            models,
+            |m| Some(m.waiting_for_label_rows as f64),
+        ),
         plain(COUNTER, "mustela_model_labels_total", "Late labels read.", models, |m| Some(m.labels as f64)),
         plain(COUNTER, "mustela_model_steps_total", "Training steps applied.", models, |m| Some(m.steps as f64)),
         plain(COUNTER, "mustela_model_drifts_total", "Times that the loss of new rows was found to have risen.", models, |m| {

@@ -61,7 +61,7 @@ impl Models {
     fn sweep(&self) -> Result<(), RegistryError> {
         let (known, next) = (self.streams.log().models()?, self.streams.log().next_model_id()?);
         let failed = |error: std::io::Error| ModelError::Checkpoint(error.into());
-        for path in self.ground.disk.list(&checkpoint::folders(&self.ground.data_dir)).map_err(failed)? {
+        for path in self.ground.disk.list(&checkpoint::folders(&self.ground.folder.path)).map_err(failed)? {
             let id = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
             if id.is_some_and(|id| id < next && !known.contains_key(&id)) {
                 self.ground.disk.remove_dir(&path).map_err(failed)?;

@@ -36,6 +36,15 @@ pub enum What {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         kept: Vec<Sequence>,
     },
+    /// Another learning rate for a while, because of a drift. Afterwards the former one is decided again.
+    React {
+        /// The one that holds from here on.
+        learning_rate: f64,
+        /// The one that held.
+        before: f64,
+        /// The last row for which it does, unless a decision comes between.
+        through: Sequence,
+    },
     /// Rows that teach nothing, because a step of them panicked, or ended the process, each time: those after the decision's version,
     /// up to and with `through`.
     Quarantine {
@@ -61,7 +70,7 @@ impl What {
     pub fn change(&self) -> Option<Change> {
         match self {
             What::Plan(planned) => Some(Change::Plan(planned.plan.clone())),
-            What::LearningRate(learning_rate) => Some(Change::LearningRate(*learning_rate)),
+            What::LearningRate(learning_rate) | What::React { learning_rate, .. } => Some(Change::LearningRate(*learning_rate)),
             What::Skip { .. } | What::Quarantine { .. } => None,
         }
     }
@@ -161,10 +170,16 @@ mod tests {
     fn a_decision_reads_back_and_a_flipped_bit_does_not() {
         let at = Version { epoch: 0, sequence: 640 };
         let plan = serde_json::json!({"stages": [[0, 3]]});
+        let reaction = What::React { learning_rate: 0.4, before: 0.1, through: 90 };
         let condemned = What::Quarantine { through: 650, reason: "it panicked".into() };
         let planned = Planned { budget_bytes: Some(1 << 20), allotted_bytes: Some(1 << 21), by_hand: true, plan };
-        for what in [What::Plan(planned), What::LearningRate(0.025), What::Skip { through: 700, kept: vec![641, 650] }, condemned]
-        {
+        for what in [
+            What::Plan(planned),
+            What::LearningRate(0.025),
+            What::Skip { through: 700, kept: vec![641, 650] },
+            condemned,
+            reaction,
+        ] {
             let decision = Decision { at, what };
             let bytes = decision.encode().unwrap();
             assert_eq!(Decision::decode(&bytes).unwrap(), decision);

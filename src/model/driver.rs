@@ -24,6 +24,7 @@ use super::live::{ChangeError, Command, Limits, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
 use super::queue::{Passage, Pulled, Queue};
+use super::reaction::Reaction;
 use super::recovery::{Recovered, Recovery};
 use super::status::Status;
 use super::suspect::{Fallen, Suspect};
@@ -78,6 +79,10 @@ pub(super) struct Driver {
     pub(super) attempt: Attempt,
     /// Rows over which the fold, or a process, has fallen.
     pub(super) suspect: Option<Suspect>,
+    /// A rise of the loss was noticed.
+    pub(super) drifted: bool,
+    /// What is being done about an earlier one.
+    pub(super) reaction: Option<Reaction>,
     /// Rows that wait for their labels and are being predicted.
     pub(super) asked: VecDeque<(Vec<Sequence>, Pending)>,
     /// When the newest snapshot was begun.
@@ -116,9 +121,9 @@ enum Next {
 impl Driver {
     /// A driver of a fold that stands where it was brought back to. Rows up to `known` may have been learned, and seen to be, before.
     pub(super) fn new(live: Arc<Live>, recovery: Recovery, recovered: Recovered, ears: Ears, known: Sequence) -> Driver {
-        let Recovered { fold, queue, loaded, version, followed, decisions } = recovered;
+        let Recovered { fold, queue, loaded, version, followed, reaction, decisions } = recovered;
         let ground = recovery.ground.clone();
-        let attempt = Attempt::open(ground.disk.as_ref(), &ground.data_dir, live.id);
+        let attempt = Attempt::open(ground.disk.as_ref(), &ground.folder.path, live.id);
         Driver {
             window: live.spec.overload.window(ground.settings.lag_rows_max),
             step_seconds: ground.metrics.model_step_seconds.with_label_values(&[&live.name]),
@@ -137,6 +142,8 @@ impl Driver {
             queue,
             flight: VecDeque::new(),
             attempt,
+            drifted: false,
+            reaction,
             asked: VecDeque::new(),
             published_at: Instant::now(),
             publish_now: false,
@@ -161,7 +168,8 @@ impl Driver {
             while let Some(fallen) = driver.run() {
                 match fallen.revive() {
                     Ok(revived) => driver = revived,
-                    Err((error, deferred, ears)) => {
+                    Err(lost) => {
+                        let (error, deferred, ears) = *lost;
                         fail(&live, &error);
                         return stand(&live, deferred.into_iter().chain(ears.commands));
                     }
@@ -212,7 +220,7 @@ impl Driver {
 
     /// Whether the fold has yet to come to where it was before: to decisions of the log, or to rows that were decided when it fell. New
     /// decisions have to wait until then.
-    fn is_behind_itself(&self) -> bool {
+    pub(super) fn is_behind_itself(&self) -> bool {
         !self.decisions.is_empty() || self.cursor < self.version()
     }
 
@@ -241,6 +249,7 @@ impl Driver {
             return Ok(Next::Again);
         }
         self.skip_if_over()?;
+        self.react_if_due()?;
         self.note_predictions();
         let next = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
         let Some(Pulled { passage, step, arrived }) = next else {
@@ -368,8 +377,9 @@ impl Driver {
                 self.queue.refuse(*through);
                 return Ok(());
             }
-            What::Plan(_) | What::LearningRate(_) => {}
+            What::Plan(_) | What::LearningRate(_) | What::React { .. } => {}
         }
+        self.reaction = Reaction::after(what).unwrap_or(self.reaction);
         if let Some(change) = what.change() {
             self.fold.execute(&change)?;
         }
@@ -572,6 +582,7 @@ impl Driver {
                 self.tell_of_refusal(passage, outcome);
             }
             if let Some(Shift { before, after }) = rise {
+                self.drifted = true;
                 let (model, sequence) = (&self.live.name, passage.last);
                 tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
             }
@@ -693,7 +704,7 @@ impl Driver {
             return Ok(());
         }
         let head = Head {
-            folder: self.ground.folder_identity.clone(),
+            folder: self.ground.folder.identity.clone(),
             model: self.live.name.clone(),
             identity: self.fold.identity(),
             version,
@@ -703,7 +714,7 @@ impl Driver {
         };
         let state = self.fold.checkpoint()?;
         let head = Head { values: state.values.clone(), ..head };
-        let folder = checkpoint::folder(&self.ground.data_dir, self.live.id);
+        let folder = checkpoint::folder(&self.ground.folder.path, self.live.id);
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
         self.saved_version = Some(version);

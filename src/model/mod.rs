@@ -20,12 +20,14 @@ pub mod network;
 pub mod overload;
 pub mod predict;
 mod queue;
+pub mod reaction;
 mod recovery;
 pub mod registry;
 pub mod share;
 pub mod spec;
 pub mod status;
 mod suspect;
+pub mod verify;
 
 pub use queue::{Passage, queued_bytes_max};
 
@@ -103,14 +105,21 @@ impl Settings {
     }
 }
 
+/// The data folder.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its log calls it, for ever.
+    pub identity: String,
+}
+
 /// What all drivers stand on.
 pub struct Ground {
     /// Where checkpoints are written.
     pub disk: Arc<dyn Disk>,
-    /// The data folder.
-    pub data_dir: PathBuf,
-    /// The data folder's identity.
-    pub folder_identity: String,
+    /// Where all that is durable is.
+    pub folder: Folder,
     /// The way into the log.
     pub committer: Committer,
     /// Counts.
@@ -132,8 +141,7 @@ impl Ground {
     /// The ground of one process.
     pub fn new(
         disk: Arc<dyn Disk>,
-        data_dir: PathBuf,
-        folder_identity: String,
+        folder: Folder,
         committer: Committer,
         metrics: Arc<Metrics>,
         settings: Settings,
@@ -142,8 +150,7 @@ impl Ground {
     ) -> Ground {
         Ground {
             disk,
-            data_dir,
-            folder_identity,
+            folder,
             committer,
             metrics,
             settings,

@@ -7,6 +7,7 @@ use super::checkpoint::{self, CheckpointError, Loaded};
 use super::decision::{Decision, Planned, What};
 use super::kind::{Given, Kind};
 use super::queue::{Queue, queued_bytes_max};
+use super::reaction::Reaction;
 use super::registry::{Record, RegistryError};
 use super::status::CheckpointFigures;
 use super::{Ground, ModelError};
@@ -34,6 +35,8 @@ pub(super) struct Recovered {
     pub(super) version: Version,
     /// The plan that the state follows, where it follows one.
     pub(super) followed: Option<Planned>,
+    /// The reaction to a drift that the state is in the middle of.
+    pub(super) reaction: Option<Reaction>,
     /// Decisions that the state does not hold yet.
     pub(super) decisions: Vec<Decision>,
 }
@@ -42,7 +45,7 @@ pub(super) struct Recovered {
 pub(super) fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
     decisions.iter().rev().find_map(|decision| match &decision.what {
         What::Plan(planned) => Some(planned),
-        What::LearningRate(_) | What::Skip { .. } | What::Quarantine { .. } => None,
+        What::LearningRate(_) | What::React { .. } | What::Skip { .. } | What::Quarantine { .. } => None,
     })
 }
 
@@ -58,8 +61,8 @@ impl Recovery {
     /// A new model's fold, at its origin.
     pub(super) fn begin(&self, fold: Box<dyn Fold>, first: Decision) -> Result<Recovered, ModelError> {
         let version = Version { epoch: 0, sequence: self.record.origin };
-        let queue = self.queue(&[], version, fold.as_ref())?;
-        Ok(Recovered { fold, queue, loaded: None, version, followed: None, decisions: vec![first] })
+        let queue = queue_at(&self.stream, self.record.origin, &[], version, fold.as_ref())?;
+        Ok(Recovered { fold, queue, loaded: None, version, followed: None, reaction: None, decisions: vec![first] })
     }
 
     /// The fold at its newest whole checkpoint, or at its origin.
@@ -82,38 +85,16 @@ impl Recovery {
             return Err(ModelError::Inconsistent(text).into());
         }
         let pending = decisions.split_off(held);
-        let queue = self.queue(&decisions, version, fold.as_ref())?;
+        let queue = queue_at(&self.stream, self.record.origin, &decisions, version, fold.as_ref())?;
         // The state follows a plan already; which budget it answers stands in the decision.
-        let followed = newest_plan(&decisions).cloned();
-        Ok(Recovered { fold, queue, loaded, version, followed, decisions: pending })
-    }
-
-    /// The queue of a state at `version` that holds these decisions: it may be in the middle of what one of them says of rows.
-    fn queue(&self, held: &[Decision], version: Version, fold: &dyn Fold) -> Result<Queue, ModelError> {
-        let mut queue = Queue::default();
-        queue.recall(&self.stream, self.record.origin, version.sequence, fold)?;
-        let skip = held.iter().rev().find_map(|decision| match &decision.what {
-            What::Skip { through, kept } => Some((*through, kept)),
-            _ => None,
-        });
-        if let Some((through, kept)) = skip.filter(|(through, _)| *through > version.sequence) {
-            let kept: Vec<Sequence> = kept.iter().copied().filter(|&row| row > version.sequence).collect();
-            queue.select(through, &kept);
-        }
-        let refused = held.iter().rev().find_map(|decision| match &decision.what {
-            What::Quarantine { through, .. } => Some(*through),
-            _ => None,
-        });
-        if let Some(through) = refused {
-            queue.refuse(through);
-        }
-        Ok(queue)
+        let (followed, reaction) = (newest_plan(&decisions).cloned(), Reaction::unfinished(&decisions));
+        Ok(Recovered { fold, queue, loaded, version, followed, reaction, decisions: pending })
     }
 
     /// Puts the newest whole checkpoint into a fresh fold, if there is one.
     fn restore(&self, fold: &mut dyn Fold) -> Result<Option<(checkpoint::Head, CheckpointFigures)>, ModelError> {
         let (ground, name) = (&self.ground, &self.name);
-        let folder = checkpoint::folder(&ground.data_dir, self.id);
+        let folder = checkpoint::folder(&ground.folder.path, self.id);
         let newest = checkpoint::Store::new(ground.disk.as_ref(), folder).load_newest();
         if let Err(CheckpointError::Io(error)) = &newest
             && is_sync_failure(error)
@@ -125,7 +106,7 @@ impl Recovery {
             tracing::warn!(model = name, %fault, "an older checkpoint and the log take over");
         }
         let Some(Loaded { head, state, entry, oldest_kept }) = loaded else { return Ok(None) };
-        if head.folder != ground.folder_identity {
+        if head.folder != ground.folder.identity {
             let text = format!("the checkpoint of model `{name}` belongs to data folder {}", head.folder);
             return Err(ModelError::Inconsistent(text));
         }
@@ -145,4 +126,32 @@ impl Recovery {
         };
         Ok(Some((head, figures)))
     }
+}
+
+/// The queue of a state at `version` that holds these decisions: it may be in the middle of what one of them says of rows.
+pub(super) fn queue_at(
+    stream: &Stream,
+    origin: Sequence,
+    held: &[Decision],
+    version: Version,
+    fold: &dyn Fold,
+) -> Result<Queue, ModelError> {
+    let mut queue = Queue::default();
+    queue.recall(stream, origin, version.sequence, fold)?;
+    let skip = held.iter().rev().find_map(|decision| match &decision.what {
+        What::Skip { through, kept } => Some((*through, kept)),
+        _ => None,
+    });
+    if let Some((through, kept)) = skip.filter(|(through, _)| *through > version.sequence) {
+        let kept: Vec<Sequence> = kept.iter().copied().filter(|&row| row > version.sequence).collect();
+        queue.select(through, &kept);
+    }
+    let refused = held.iter().rev().find_map(|decision| match &decision.what {
+        What::Quarantine { through, .. } => Some(*through),
+        _ => None,
+    });
+    if let Some(through) = refused {
+        queue.refuse(through);
+    }
+    Ok(queue)
 }

@@ -136,6 +136,7 @@ impl Models {
             return Err(RegistryError::Invalid(format!("{} models are the most", limits::MODELS_MAX)));
         }
         spec.overload.check(self.ground.settings.lag_rows_max).map_err(RegistryError::Invalid)?;
+        spec.on_drift.map_or(Ok(()), |on_drift| on_drift.check()).map_err(RegistryError::Invalid)?;
         let stream = self.streams.get(&spec.stream)?;
         if spec.overload.may_skip() && stream.schema.late_labels.is_some() {
             let reason =
@@ -211,9 +212,9 @@ impl Models {
         let shared = self.shared.lock().clone().without(live.id);
         self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }, shared.entry()?])?;
         *self.shared.lock() = shared;
-        let folder = checkpoint::folder(&self.ground.data_dir, live.id);
+        let folder = checkpoint::folder(&self.ground.folder.path, live.id);
         let removed = self.ground.disk.remove_dir(&folder);
-        let removed = removed.and_then(|()| Attempt::remove(self.ground.disk.as_ref(), &self.ground.data_dir, live.id));
+        let removed = removed.and_then(|()| Attempt::remove(self.ground.disk.as_ref(), &self.ground.folder.path, live.id));
         removed.map_err(|error| ModelError::Checkpoint(error.into()))?;
         self.share_again();
         Ok(())

@@ -4,6 +4,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::overload::Overload;
+use super::reaction::OnDrift;
 use crate::fold::Sequence;
 
 /// A model as it was asked for. It is stored as it is, and never changes: later settings are decisions.
@@ -22,6 +23,9 @@ pub struct ModelSpec {
     /// What happens when rows come faster than they are learned.
     #[serde(default)]
     pub overload: Overload,
+    /// What is done about a drift; none: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_drift: Option<OnDrift>,
     /// What the kind reads.
     #[serde(flatten)]
     pub settings: serde_json::Map<String, serde_json::Value>,

@@ -9,16 +9,15 @@
 //! way then are suspected by the next process, and quarantined by the one after, if they were in a step alone when it ended as well.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::ModelError;
 use super::attempt::{Attempt, Unended};
 use super::decision::What;
 use super::driver::{Driver, Ears};
-use super::live::Command;
+use super::live::{Command, Live};
 use super::recovery::Recovery;
 use crate::fold::Sequence;
-use crate::model::live::Live;
-use std::sync::Arc;
 
 /// Characters of a reason that are written down.
 const REASON_CHARS_MAX: usize = 400;
@@ -56,7 +55,7 @@ pub(super) struct Fallen {
 
 impl Fallen {
     /// A driver with the fold brought back. Where that cannot be, its ears and what they have heard.
-    pub(super) fn revive(self) -> Result<Driver, (ModelError, VecDeque<Command>, Ears)> {
+    pub(super) fn revive(self) -> Result<Driver, Box<(ModelError, VecDeque<Command>, Ears)>> {
         let Fallen { live, recovery, ears, deferred, suspect } = self;
         let Suspect { after, through, ref reason, .. } = suspect;
         tracing::error!(
@@ -74,7 +73,7 @@ impl Fallen {
                 let driver = Driver::new(live, recovery, recovered, ears, known);
                 Ok(Driver { deferred, suspect: Some(suspect), ..driver })
             }
-            Err(error) => Err((ModelError::Inconsistent(error.to_string()), deferred, ears)),
+            Err(error) => Err(Box::new((ModelError::Inconsistent(error.to_string()), deferred, ears))),
         }
     }
 }

@@ -350,6 +350,20 @@ mod tests {
     }
 
     #[test]
+    fn labels_come_late_where_rows_have_ids_and_a_target() {
+        let late = |beside: &str, window: u64| {
+            let late = format!(r#""late_labels":{{"window_rows":{window}}}"#);
+            schema(&format!(r#"{{"fields":[{{"name":"x","type":"numeric"}}],{beside}{late}}}"#)).validate()
+        };
+        let whole = r#""target":{"name":"y","type":"regression"},"row_id":"i","#;
+        assert!(late("", 9).unwrap_err().contains("needs a target, and a row_id"));
+        assert!(late(r#""row_id":"i","#, 9).unwrap_err().contains("needs a target"));
+        assert!(late(whole, 0).unwrap_err().contains("window_rows is 0"));
+        assert!(late(whole, LABEL_WINDOW_ROWS_MAX + 1).unwrap_err().contains("allowed are 1 to 1048576"));
+        assert_eq!(late(whole, LABEL_WINDOW_ROWS_MAX), Ok(()));
+    }
+
+    #[test]
     fn what_cannot_be_served_is_refused_with_a_reason() {
         let x = r#"{"name":"x","type":"numeric"}"#;
         let field = |field: &str| format!(r#"{{"fields":[{field}]}}"#);
@@ -378,13 +392,6 @@ mod tests {
             (tensor("[4294967296,4294967296,4294967296]"), "1 to 4 sizes"),
             (tensor(&format!("[{}]", ROW_BYTES_MAX + 1)), "a row has"),
             (target(r#"{"name":"y","type":"classes","classes":1}"#), "1 classes"),
-            (format!(r#"{{"fields":[{x}],"late_labels":{{"window_rows":9}}}}"#), "needs a target, and a row_id"),
-            (
-                format!(
-                    r#"{{"fields":[{x}],"target":{{"name":"y","type":"regression"}},"row_id":"i","late_labels":{{"window_rows":0}}}}"#
-                ),
-                "window_rows is 0",
-            ),
             (target(&format!(r#"{{"name":"y","type":"classes","classes":{}}}"#, CLASSES_MAX + 1)), "65537 classes"),
             (target(r#"{"name":"y","type":"classes","classes":["a","a"]}"#), "there twice"),
             (

@@ -324,3 +324,38 @@ pub fn points_model(stream: &str) -> Value {
         "optimiser": { "type": "sgd", "momentum": 0.9 }, "learning_rate": 0.05, "step_rows": 16,
     })
 }
+
+/// Runs one ignored test of this binary in a process of its own: a service that no command of the product makes.
+pub fn spawn_test(name: &str, folder: &Path) -> Child {
+    std::fs::remove_file(folder.join("address")).ok();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", name]).env(CHILD_FOLDER, folder);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Where such a test finds its data folder.
+const CHILD_FOLDER: &str = "MUSTELA_TEST_FOLDER";
+
+/// The data folder of such a test.
+pub fn child_folder() -> std::path::PathBuf {
+    std::env::var_os(CHILD_FOLDER).expect("this is run by another test").into()
+}
+
+/// Tells whoever runs this test where its doors are.
+pub fn child_is_open(folder: &Path, client: &Client) {
+    let write = |out: &mut dyn std::io::Write| out.write_all(client.base.as_bytes());
+    FileSystem.write_atomic(&folder.join("address"), &mut |out| write(out)).unwrap();
+}
+
+/// Waits for the doors of such a test; none where it has ended before.
+pub async fn child_client(folder: &Path, child: &mut Child) -> Option<Client> {
+    loop {
+        if child.try_wait().unwrap().is_some() {
+            return None;
+        }
+        if let Ok(base) = std::fs::read_to_string(folder.join("address")) {
+            return Some(Client::new(base));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
