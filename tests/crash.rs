@@ -1,5 +1,5 @@
-//! Twenty rounds of kills under load: what was acknowledged is in the log once, and every model is what an uninterrupted fold of its log
-//! is. (`mustela bench crash` makes as many as one likes.)
+//! Twenty rounds of kills under load: rows and late labels that were acknowledged are in the log once, and every model is what an
+//! uninterrupted fold of its log is. (`mustela bench crash` makes as many as one likes.)
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::path::Path;
@@ -22,4 +22,9 @@ fn twenty_rounds_of_kills_lose_nothing_and_change_no_bit() {
     assert!(kills().filter(|kill| kill.under_way > 0).count() >= 5, "{rounds:#?}");
     assert!(rounds.iter().map(|round| round.decisions - round.models).sum::<u64>() >= 20, "{rounds:#?}");
     assert!(rounds.iter().map(|round| round.acknowledged_rows).sum::<u64>() >= 10_000, "{rounds:#?}");
+    // Labels came late, in time and too late.
+    assert!(rounds.iter().all(|round| round.models >= 4), "{rounds:#?}");
+    for of in [|round: &Round| round.late_learned, |round: &Round| round.expired, |round: &Round| round.waiting] {
+        assert!(rounds.iter().map(of).sum::<u64>() >= 500, "{rounds:#?}");
+    }
 }

@@ -293,6 +293,8 @@ impl Driver {
         applied?;
         if suspected {
             self.drain()?;
+            // The process may be ended by somebody while it waits for a disk or a query: that is not to be put down to this step.
+            self.attempt.rest(through);
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::fold::Sequence;
 use crate::rows::Rows;
 
+use super::record::Label;
+
 /// An id, in a few bytes.
 pub(super) type IdHash = [u8; 16];
 
@@ -25,6 +27,11 @@ pub(super) fn unlabelled(rows: &Rows) -> Vec<(u64, IdHash)> {
     let (Some(ids), Some(target)) = (&rows.ids, &rows.target) else { return Vec::new() };
     let late = ids.iter().enumerate().filter(|(row, _)| !target.is_known(*row));
     late.map(|(row, id)| (row as u64, id_hash(id))).collect()
+}
+
+/// The rows that labels have found: their numbers and ids.
+pub(super) fn found(labels: &[Label]) -> Vec<(Sequence, IdHash)> {
+    labels.iter().filter_map(|label| Some((label.at?, id_hash(&label.row)))).collect()
 }
 
 /// Rows of the newest numbers that wait for their labels.
@@ -54,10 +61,12 @@ impl Late {
         self.by_id.get(id).copied()
     }
 
-    /// Labels of these rows have come.
-    pub(super) fn label(&mut self, ids: &[IdHash]) {
-        for id in ids {
-            self.by_id.remove(id);
+    /// Labels of these rows have come. A row with the id of one of them may be newer than it, or than its label: that one waits on.
+    pub(super) fn label(&mut self, rows: &[(Sequence, IdHash)]) {
+        for (row, id) in rows {
+            if self.by_id.get(id) == Some(row) {
+                self.by_id.remove(id);
+            }
         }
     }
 
@@ -77,6 +86,27 @@ impl Late {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::record::LabelValue;
+
+    #[test]
+    fn a_label_that_found_no_row_leaves_one_that_came_before_it_could_be_written_down() {
+        let label = |row: &str, at| Label {
+            row: row.to_owned(),
+            at,
+            value: LabelValue::Class(0),
+            source: None,
+            weight: 1.0,
+            supersedes: None,
+        };
+        let [a, b] = ["a", "b"].map(id_hash);
+        let mut late = Late::new(10);
+        // When the labels were sent, there was no `a`, and 1 was the only `b`.
+        late.arrive(1, vec![(0, b), (1, a), (2, b)]);
+        late.label(&found(&[label("a", None), label("b", Some(1))]));
+        assert_eq!((late.find(&a), late.find(&b)), (Some(2), Some(3)));
+        late.label(&found(&[label("a", Some(2)), label("b", Some(3))]));
+        assert_eq!((late.find(&a), late.find(&b)), (None, None));
+    }
 
     #[test]
     fn rows_are_found_until_they_are_labelled_or_too_old() {
@@ -84,7 +114,7 @@ mod tests {
         let mut late = Late::new(10);
         late.arrive(5, vec![(0, a), (2, b)]);
         assert_eq!((late.find(&a), late.find(&b)), (Some(5), Some(7)));
-        late.label(&[b]);
+        late.label(&[(7, b)]);
         assert_eq!((late.find(&a), late.find(&b)), (Some(5), None));
         late.arrive(9, vec![(0, a)]);
         late.advance(14);

@@ -30,7 +30,7 @@ use crate::limits;
 use crate::rows::{Rows, Target};
 
 use arrivals::Arrivals;
-use late::{IdHash, Late, id_hash, unlabelled};
+use late::{Late, found, id_hash, unlabelled};
 use log::{Committed, Committer, Encoded, Entry, Key, Log, LogError};
 use record::{Envelope, Label, LabelValue, Record, RecordError};
 
@@ -340,19 +340,21 @@ impl Streams {
                 stream.name
             )));
         };
-        let hashes: Vec<IdHash> = ids.iter().map(|id| id_hash(id)).collect();
         let values: Vec<LabelValue> = match target {
             Target::Classes(classes) => classes.into_iter().map(LabelValue::Class).collect(),
             Target::Values(values) => values.into_iter().map(LabelValue::Value).collect(),
         };
         let labels: Vec<Label> = {
             let late = stream.late.lock();
-            let labels = ids.into_iter().zip(&hashes).zip(values);
-            let label = |((row, id), value)| Label { row, at: late.find(id), value, source: None, weight: 1.0, supersedes: None };
-            labels.map(label).collect()
+            let label = |(row, value): (String, LabelValue)| {
+                let at = late.find(&id_hash(&row));
+                Label { row, at, value, source: None, weight: 1.0, supersedes: None }
+            };
+            ids.into_iter().zip(values).map(label).collect()
         };
         let records = labels.chunks(limits::RECORD_ROWS_MAX).map(|labels| Record::Labels(labels.to_vec()));
-        let noted = move |of: &Stream, _: Sequence| of.late.lock().label(&hashes);
+        let rows = found(&labels);
+        let noted = move |of: &Stream, _: Sequence| of.late.lock().label(&rows);
         self.append(stream, records.collect(), labels.len() as u64, key, noted)
     }
 
@@ -438,7 +440,7 @@ fn still_late(stream: &Stream, head: Sequence, window: u64) -> Result<Late, Stre
         next = first + record.span();
         match record {
             Record::Rows(rows) => late.arrive(first, unlabelled(&rows)),
-            Record::Labels(labels) => late.label(&labels.iter().map(|label| id_hash(&label.row)).collect::<Vec<_>>()),
+            Record::Labels(labels) => late.label(&found(&labels)),
             Record::Revocation(_) => {}
         }
     }

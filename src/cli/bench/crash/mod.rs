@@ -1,15 +1,14 @@
 //! `mustela bench crash`: the real service under load, killed at random instants and started again over the same folder, round after
 //! round, and compared with what its clients were told and with a fold that nothing interrupts.
 //!
-//! [`script`] draws a round from its seed. In [`lives`] the process is started and killed, while [`posts`] and [`changes`] go on at its
-//! [`door`], with [`rows`] that follow from their ids. When it has ended, [`check`] is the oracle, for which [`refold`] folds each
+//! [`script`] draws a round from its seed. In [`lives`] the process is started and killed, while [`posts`], [`labels`] and [`changes`] go
+//! on at its [`door`], with [`rows`] that follow from their ids. When it has ended, [`check`] is the oracle, for which [`refold`] folds each
 //! model's records and decisions once more.
-//!
-//! A client that labels rows later would stand beside `posts` and `changes`, and what it was told beside theirs in [`check::Told`].
 
 mod changes;
 mod check;
 mod door;
+mod labels;
 mod lives;
 mod posts;
 mod refold;
@@ -18,6 +17,7 @@ mod script;
 mod tell;
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -36,10 +36,11 @@ use crate::config::Config;
 use crate::model::kind::Kinds;
 
 use door::{Door, Request};
+use labels::LabelPost;
 use lives::Folder;
 use posts::Post;
 use rows::Encoding;
-use script::Script;
+use script::{DELAYED, Script};
 
 pub use lives::Killed;
 pub use script::Moment;
@@ -75,7 +76,7 @@ pub struct Arguments {
 }
 
 /// What came of a round.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Round {
     /// What it was drawn from.
     pub seed: u64,
@@ -97,6 +98,24 @@ pub struct Round {
     pub decisions: u64,
     /// See `models`.
     pub skipped_rows: u64,
+    /// Batches of labels that were made.
+    #[serde(default)]
+    pub label_posts: u64,
+    /// What the models that had late labels read of them, and the rows that they learned, that expired, and that wait at the end.
+    #[serde(default)]
+    pub labels: u64,
+    /// See `labels`.
+    #[serde(default)]
+    pub late_learned: u64,
+    /// See `labels`.
+    #[serde(default)]
+    pub expired: u64,
+    /// See `labels`.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Rows that were quarantined, which two processes may bring about that were killed over the same step.
+    #[serde(default)]
+    pub quarantined: u64,
     /// Changes that were asked for.
     pub changes: u64,
     /// How long it took.
@@ -105,6 +124,16 @@ pub struct Round {
     pub complaints: Vec<String>,
     /// Where its folder is kept, if anything is wrong.
     pub kept: Option<PathBuf>,
+}
+
+impl Round {
+    fn note(&mut self, found: check::Found) {
+        let check::Found { rows, decisions, skipped, models, late, quarantined } = found;
+        (self.logged_rows, self.models, self.decisions) = (rows, models, decisions);
+        (self.skipped_rows, self.quarantined) = (skipped, quarantined);
+        let check::Late { labels, learned, expired, waiting } = late;
+        (self.labels, self.late_learned, self.expired, self.waiting) = (labels, learned, expired, waiting);
+    }
 }
 
 /// What the clients, the changes and the lives of a round share.
@@ -119,6 +148,8 @@ struct Ground {
     set_up: watch::Sender<bool>,
     /// Whether a change has no answer yet.
     changing: watch::Sender<bool>,
+    /// Rows that may come without their labels, and whether they have been acknowledged.
+    to_label: Mutex<Vec<(Range<u64>, bool)>>,
     done: AtomicBool,
     acknowledged_rows: AtomicU64,
     changes: AtomicU64,
@@ -136,6 +167,7 @@ impl Ground {
             base,
             set_up: watch::channel(false).0,
             changing: watch::channel(false).0,
+            to_label: Mutex::default(),
             done: AtomicBool::new(false),
             acknowledged_rows: AtomicU64::new(0),
             changes: AtomicU64::new(0),
@@ -183,22 +215,7 @@ impl Harness {
         let folder = std::env::temp_dir().join(format!("mustela-crash-{seed}-{number}-{}", Uuid::new_v4()));
         let script = Script::new(seed, number, self.load);
         let ground = Arc::new(Ground::new(&self.program, script, Folder::new(folder.clone())?)?);
-        let mut round = Round {
-            seed,
-            round: number,
-            kills: Vec::new(),
-            posts: 0,
-            given_up: 0,
-            acknowledged_rows: 0,
-            logged_rows: 0,
-            models: 0,
-            decisions: 0,
-            skipped_rows: 0,
-            changes: 0,
-            seconds: 0.0,
-            complaints: Vec::new(),
-            kept: None,
-        };
+        let mut round = Round { seed, round: number, ..Round::default() };
         let lived = crate::cli::runtime()?.block_on(async {
             let lived = live(&ground, self.load, &mut round.kills);
             tokio::time::timeout(ROUND, lived).await.unwrap_or_else(|_| Err("the round did not end".into()))
@@ -206,13 +223,11 @@ impl Harness {
         let checked = lived.and_then(|told| {
             round.posts = told.posts.len() as u64;
             round.given_up = told.posts.iter().filter(|post| post.place.is_none()).count() as u64;
+            round.label_posts = told.labels.len() as u64;
             check::folder(&ground.folder.data(), &ground.script, &told, &self.kinds, &mut round.complaints)
         });
         match checked {
-            Ok(found) => {
-                (round.logged_rows, round.models) = (found.rows, found.models);
-                (round.decisions, round.skipped_rows) = (found.decisions, found.skipped);
-            }
+            Ok(found) => round.note(found),
             Err(failure) => round.complaints.push(failure.to_string()),
         }
         (round.acknowledged_rows, round.changes) = (ground.acknowledged_rows.load(Relaxed), ground.changes.load(Relaxed));
@@ -230,15 +245,8 @@ impl Harness {
 
 /// Runs the clients and the lives of the service; gives what the clients were told when the service has ended.
 async fn live(ground: &Arc<Ground>, load: Duration, kills: &mut Vec<Killed>) -> Result<check::Told, Failure> {
-    let mut posting = JoinSet::new();
-    for number in 1..=ground.script.clients {
-        let ground = ground.clone();
-        posting.spawn(async move {
-            // An error says that the set-up failed, which is told elsewhere.
-            drop(ground.set_up.subscribe().wait_for(|set_up| *set_up).await);
-            posts::client(ground, number).await
-        });
-    }
+    let mut posting = clients(ground, ground.script.clients, posts::client);
+    let mut labelling = clients(ground, ground.script.labellers, labels::client);
     let of_changes = ground.clone();
     let mut changing = tokio::spawn(async move {
         changes::set_up(&of_changes).await?;
@@ -260,14 +268,39 @@ async fn live(ground: &Arc<Ground>, load: Duration, kills: &mut Vec<Killed>) -> 
     tokio::time::sleep(load / 2).await;
     ground.done.store(true, Relaxed);
     let rates = changing.await??;
-    let mut posts = Vec::new();
-    while let Some(posted) = posting.join_next().await {
-        posts.extend(posted??);
-    }
+    let (posts, mut labels) = (all(&mut posting).await?, all(&mut labelling).await?);
     let posts = post_again(ground, posts).await?;
+    label_again(ground, &mut labels).await?;
     let views = settle(ground).await?;
     lives::end(ground, server).await?;
-    Ok(check::Told { posts, rates, views })
+    Ok(check::Told { posts, labels, rates, views })
+}
+
+/// Starts clients, which wait for the set-up.
+fn clients<T: Send + 'static, C: Future<Output = Result<Vec<T>, Failure>> + Send + 'static>(
+    ground: &Arc<Ground>,
+    count: u64,
+    client: fn(Arc<Ground>, u64) -> C,
+) -> JoinSet<Result<Vec<T>, Failure>> {
+    let mut clients = JoinSet::new();
+    for number in 1..=count {
+        let ground = ground.clone();
+        clients.spawn(async move {
+            // An error says that the set-up failed, which is told elsewhere.
+            drop(ground.set_up.subscribe().wait_for(|set_up| *set_up).await);
+            client(ground, number).await
+        });
+    }
+    clients
+}
+
+/// What clients did, when they have ended.
+async fn all<T: 'static>(clients: &mut JoinSet<Result<Vec<T>, Failure>>) -> Result<Vec<T>, Failure> {
+    let mut all = Vec::new();
+    while let Some(done) = clients.join_next().await {
+        all.extend(done??);
+    }
+    Ok(all)
 }
 
 /// Posts everything that was acknowledged once more, after the last crash.
@@ -283,20 +316,29 @@ async fn post_again(ground: &Arc<Ground>, posts: Vec<Post>) -> Result<Vec<Post>,
             Ok::<_, Failure>(posts)
         });
     }
-    let mut all = Vec::new();
-    while let Some(posts) = again.join_next().await {
-        all.extend(posts??);
-    }
-    Ok(all)
+    all(&mut again).await
 }
 
-/// Waits until no model has a row to learn; gives what each says of itself.
+/// The same with labels.
+async fn label_again(ground: &Ground, posts: &mut [LabelPost]) -> Result<(), Failure> {
+    let shape = ground.script.shape(DELAYED).ok_or("there is no stream of late labels")?;
+    for post in posts.iter_mut().filter(|post| post.taken.is_some()) {
+        labels::again(ground, shape, post, Encoding::Identity).await?;
+    }
+    Ok(())
+}
+
+/// Waits until no model has a row to learn but for those whose labels are yet to come; gives what each says of itself.
 async fn settle(ground: &Ground) -> Result<std::collections::BTreeMap<String, Value>, Failure> {
     let until = Instant::now() + SETTLE;
     loop {
         let listed = ground.door.must(&Request::get("/v1/models".into())).await?;
         let models = listed["data"].as_array().ok_or("no list of models")?;
-        let waits = |model: &&Value| model["rows"]["waiting"] != 0 || !model["failure"].is_null();
+        let waits = |model: &&Value| {
+            model["lag_rows"] != 0
+                || model["rows"]["waiting"] != model["rows"]["waiting_for_label"]
+                || !model["failure"].is_null()
+        };
         match models.iter().find(waits) {
             None => {
                 let named = |model: &Value| Some((model["id"].as_str()?.to_owned(), model.clone()));

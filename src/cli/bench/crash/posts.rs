@@ -95,7 +95,7 @@ fn batch(draws: &mut Draws, stream: &StreamScript, ids: Range<u64>, client: u64)
     Post { stream: stream.name, key: format!("{client}-{}", ids.start), ids, shape: stream.shape, format, place: None }
 }
 
-fn encoding(draws: &mut Draws) -> Encoding {
+pub(super) fn encoding(draws: &mut Draws) -> Encoding {
     draws.one_of(&[Encoding::Identity, Encoding::Identity, Encoding::Gzip, Encoding::Zstd])
 }
 
@@ -128,6 +128,9 @@ async fn send(ground: &Ground, draws: &mut Draws, mut post: Post) -> Result<Post
                 again(ground, &mut post, encoding(draws)).await?;
             }
         }
+    }
+    if matches!(post.shape, Shape::Late { .. }) {
+        ground.to_label.lock().push((post.ids.clone(), post.place.is_some()));
     }
     if post.place.is_some() {
         ground.acknowledged(post.ids.end - post.ids.start);

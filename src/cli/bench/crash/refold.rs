@@ -1,6 +1,8 @@
 //! The fold of a model once more, without a crash, a checkpoint or a service: its records and its decisions, in order, from the first.
+//!
+//! What it does with labels that come later is written from the rules, and shares nothing with the service but the fold itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::Deserialize;
 
@@ -12,8 +14,9 @@ use crate::model::kind::{Given, Kinds};
 use crate::model::queued_bytes_max;
 use crate::model::spec::ModelSpec;
 use crate::model::status::Counters;
-use crate::rows::Rows;
+use crate::rows::{Rows, Target};
 use crate::stream::Schema;
+use crate::stream::record::{Label, LabelValue, Record};
 
 /// What the log keeps of a model, as far as it says what is folded.
 #[derive(Clone, Debug, Deserialize)]
@@ -29,91 +32,195 @@ pub(super) struct Folded {
     pub(super) version: Version,
     pub(super) decisions: u64,
     pub(super) counters: Counters,
+    /// Rows whose labels may still come.
+    pub(super) waiting: u64,
     pub(super) state_hash: String,
 }
 
-/// Folds all records of a stream, each with the sequence number of its first row, with the decisions made for the model.
+/// A record with its first number.
+pub(super) type Numbered = (Sequence, Record);
+
+/// What is left of the newest skip: its end, and the rows before it that are learned.
+type Selection = (Sequence, VecDeque<Sequence>);
+
+/// A fold on its way.
+struct Run<'a> {
+    records: &'a [Numbered],
+    fold: Box<dyn Fold>,
+    /// The number up to which everything is decided.
+    cursor: Sequence,
+    /// How many numbers a row waits for its label; none: it comes with it.
+    window: Option<u64>,
+    /// Rows without their labels.
+    waiting: BTreeSet<Sequence>,
+    /// Steps that begin up to here are quarantined.
+    quarantine: Sequence,
+    counters: Counters,
+    outcomes: Vec<Outcome>,
+}
+
+/// Folds all records of a stream with the decisions made for the model.
 pub(super) fn refold(
     kinds: &Kinds,
     kept: &Kept,
     schema: &Schema,
-    records: &[(Sequence, Rows)],
+    records: &[Numbered],
     decisions: &[Decision],
 ) -> Result<Folded, Failure> {
     let spec = &kept.spec;
-    let mut fold = kinds.get(&spec.kind)?.build(Given {
+    let fold = kinds.get(&spec.kind)?.build(Given {
         settings: &spec.settings,
         schema,
         queued_bytes: queued_bytes_max(schema, None),
         may_skip: spec.overload.may_skip(),
     })?;
-    let (mut cursor, mut counters, mut outcomes) = (kept.origin, Counters::default(), Vec::new());
+    let mut run = Run {
+        records,
+        fold,
+        cursor: kept.origin,
+        window: schema.late_labels.as_ref().map(|late| late.window_rows),
+        waiting: BTreeSet::new(),
+        quarantine: 0,
+        counters: Counters::default(),
+        outcomes: Vec::new(),
+    };
     let mut pending = decisions.iter().peekable();
-    // What is left of the newest skip: its end, and the rows before it that are learned.
-    let mut selection: Option<(Sequence, VecDeque<Sequence>)> = None;
+    let mut selection: Option<Selection> = None;
     loop {
-        while let Some(decision) = pending.next_if(|decision| decision.at.sequence == cursor) {
-            fold.drain(&mut outcomes)?;
+        while let Some(decision) = pending.next_if(|decision| decision.at.sequence == run.cursor) {
+            run.fold.drain(&mut run.outcomes)?;
             match (&decision.what, decision.what.change()) {
                 (What::Skip { through, kept }, _) => selection = Some((*through, kept.iter().copied().collect())),
-                (_, Some(change)) => fold.execute(&change)?,
+                (What::Quarantine { through, .. }, _) => run.quarantine = *through,
+                (_, Some(change)) => run.fold.execute(&change)?,
                 (what, None) => return Err(format!("nothing is known of the decision {what:?}").into()),
             }
         }
-        if let Some((through, kept)) = selection.take() {
-            let before = cursor;
-            let (step, rest) = kept_step(through, kept, records, fold.as_ref())?;
-            cursor = if rest.is_empty() { through } else { step.as_ref().map_or(through, |step| step.last) };
-            let learned = step.as_ref().map_or(0, |step| step.rows.count as u64);
-            counters.skipped += cursor.checked_sub(before + learned).ok_or("a skip goes backwards")?;
-            if let Some(rows) = step.map(|step| step.rows) {
-                fold.apply(Step { last: cursor, rows }, &mut outcomes)?;
-            }
-            selection = (!rest.is_empty()).then_some((through, rest));
-            continue;
+        if let Some(selected) = selection.take() {
+            selection = run.kept(selected)?;
+        } else if !run.next()? {
+            break;
         }
-        let Some(step) = step_after(cursor, records, fold.as_ref()) else { break };
-        cursor = step.last;
-        fold.apply(step, &mut outcomes)?;
     }
     if let Some(decision) = pending.next() {
-        return Err(format!("the decision at {} is of no version on the way to {cursor}", decision.at).into());
+        return Err(format!("the decision at {} is of no version on the way to {}", decision.at, run.cursor).into());
     }
-    fold.drain(&mut outcomes)?;
-    outcomes.iter().for_each(|outcome| count(&mut counters, outcome));
-    let state = fold.checkpoint()?;
-    let state_hash = state_hash(state.tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
-    let version = Version { epoch: 0, sequence: cursor };
-    Ok(Folded { version, decisions: decisions.len() as u64, counters, state_hash })
+    run.end(decisions.len() as u64)
 }
 
-/// The step of the next rows that a skip keeps, and the rows that it keeps after those; none where it keeps nothing.
-fn kept_step(
-    through: Sequence,
-    mut kept: VecDeque<Sequence>,
-    records: &[(Sequence, Rows)],
-    fold: &dyn Fold,
-) -> Result<(Option<Step>, VecDeque<Sequence>), Failure> {
-    let rest = kept.split_off(kept.len().min(fold.step_rows()));
-    let mut parts = Vec::new();
-    for &number in &kept {
-        let of = records.partition_point(|(first, rows)| first + rows.count as u64 <= number);
-        let (first, rows) = records.get(of).ok_or("a row that was kept is not there")?;
-        let at = (number - first) as usize;
-        parts.push(Rows { ids: None, ..rows.slice(at..at + 1) });
+impl Run<'_> {
+    /// The record with a number; none at the end.
+    fn record(&self, number: Sequence) -> Option<&Numbered> {
+        self.records.get(self.records.partition_point(|(first, record)| first + record.span() <= number))
     }
-    let rows = Rows::concatenate(&parts.iter().collect::<Vec<_>>());
-    let last = kept.back().copied().unwrap_or(through);
-    Ok((rows.map(|rows| Step { last, rows }), rest))
-}
 
-/// The step after a row: up to so many rows as the fold takes, of one record; none at the end.
-fn step_after(cursor: Sequence, records: &[(Sequence, Rows)], fold: &dyn Fold) -> Option<Step> {
-    let wanted = cursor + 1;
-    let (first, rows) = records.get(records.partition_point(|(first, rows)| first + rows.count as u64 <= wanted))?;
-    let start = (wanted - first) as usize;
-    let end = rows.count.min(start + fold.step_rows());
-    Some(Step::starting(wanted, Rows { ids: None, ..rows.slice(start..end) }))
+    /// The rows with these numbers, one after the other, with the labels that are given with them.
+    fn rows(&self, numbers: impl Iterator<Item = (Sequence, Option<Target>)>) -> Result<Option<Rows>, Failure> {
+        let mut parts = Vec::new();
+        for (number, label) in numbers {
+            let Some((first, Record::Rows(rows))) = self.record(number) else {
+                return Err(format!("row {number} is not there").into());
+            };
+            let at = (number - first) as usize;
+            let row = rows.slice(at..at + 1);
+            parts.push(Rows { ids: None, times_ms: None, target: label.or_else(|| row.target.clone()), ..row });
+        }
+        Ok(Rows::concatenate(&parts.iter().collect::<Vec<_>>()))
+    }
+
+    /// What lies between the cursor and `last` is decided, with the rows that it teaches.
+    fn teach(&mut self, last: Sequence, rows: Option<Rows>) -> Result<(), Failure> {
+        let first = self.cursor + 1;
+        self.cursor = last;
+        match rows {
+            Some(rows) if first <= self.quarantine => self.counters.quarantined += rows.count as u64,
+            Some(rows) => self.fold.apply(Step { last, rows }, &mut self.outcomes)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The step of the next rows that a skip keeps; gives the rows that it keeps after those, if there are any.
+    fn kept(&mut self, (through, mut kept): Selection) -> Result<Option<Selection>, Failure> {
+        let rest = kept.split_off(kept.len().min(self.fold.step_rows()));
+        let last = if rest.is_empty() { through } else { kept.back().copied().unwrap_or(through) };
+        let numbers = last.checked_sub(self.cursor + kept.len() as u64);
+        self.counters.skipped += numbers.ok_or("a skip goes backwards")?;
+        let rows = self.rows(kept.into_iter().map(|number| (number, None)))?;
+        self.teach(last, rows)?;
+        Ok((!rest.is_empty()).then_some((through, rest)))
+    }
+
+    /// What comes after the cursor, up to a step and of one record; false at the end.
+    fn next(&mut self) -> Result<bool, Failure> {
+        let (wanted, records) = (self.cursor + 1, self.records);
+        let of = records.partition_point(|(first, record)| first + record.span() <= wanted);
+        let Some((first, record)) = records.get(of) else { return Ok(false) };
+        let start = (wanted - first) as usize;
+        match record {
+            Record::Rows(rows) => {
+                let end = rows.count.min(start + self.fold.step_rows());
+                self.next_rows(wanted, &rows.slice(start..end))?;
+            }
+            Record::Labels(labels) => self.next_labels(wanted, &labels[start..])?,
+            Record::Revocation(_) => return Err(format!("the record at {first} is of a kind that nobody writes").into()),
+        }
+        Ok(true)
+    }
+
+    /// Rows: those with labels are a step, the others wait.
+    fn next_rows(&mut self, first: Sequence, rows: &Rows) -> Result<(), Failure> {
+        let mut labelled = Vec::new();
+        for (number, place) in (first..).zip(0..rows.count) {
+            self.expire(number);
+            match &rows.target {
+                Some(target) if !target.is_known(place) => drop(self.waiting.insert(number)),
+                _ => labelled.push((number, None)),
+            }
+        }
+        let step = self.rows(labelled.into_iter())?;
+        self.teach(first + rows.count as u64 - 1, step)
+    }
+
+    /// Labels: up to so many as a step has rows teach the rows that wait for them; the others teach nothing.
+    fn next_labels(&mut self, first: Sequence, labels: &[Label]) -> Result<(), Failure> {
+        let (mut last, mut taught) = (first, Vec::new());
+        for (number, label) in (first..).zip(labels) {
+            last = number;
+            self.counters.labels += 1;
+            self.expire(number);
+            if let Some(row) = label.at.filter(|row| self.waiting.remove(row)) {
+                let target = match label.value {
+                    LabelValue::Class(class) => Target::Classes(vec![class]),
+                    LabelValue::Value(value) => Target::Values(vec![value]),
+                    LabelValue::Distribution(_) => return Err(format!("the label at {number} is a distribution").into()),
+                };
+                taught.push((row, Some(target)));
+            }
+            if taught.len() == self.fold.step_rows() {
+                break;
+            }
+        }
+        let step = self.rows(taught.into_iter())?;
+        self.teach(last, step)
+    }
+
+    /// The log has come to a number: rows of a window before have waited for too long.
+    fn expire(&mut self, number: Sequence) {
+        let Some(window) = self.window else { return };
+        let (before, left) = (self.waiting.len(), self.waiting.split_off(&(number + 1).saturating_sub(window)));
+        self.counters.expired += (before - left.len()) as u64;
+        self.waiting = left;
+    }
+
+    fn end(mut self, decisions: u64) -> Result<Folded, Failure> {
+        self.fold.drain(&mut self.outcomes)?;
+        self.outcomes.iter().for_each(|outcome| count(&mut self.counters, outcome));
+        let state = self.fold.checkpoint()?;
+        let state_hash = state_hash(state.tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
+        let (version, waiting) = (Version { epoch: 0, sequence: self.cursor }, self.waiting.len() as u64);
+        Ok(Folded { version, decisions, counters: self.counters, waiting, state_hash })
+    }
 }
 
 fn count(counters: &mut Counters, outcome: &Outcome) {
@@ -126,46 +233,4 @@ fn count(counters: &mut Counters, outcome: &Outcome) {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::cli::bench::crash::rows::Shape;
-    use crate::cli::serve;
-    use crate::config::Config;
-    use crate::stream::decode::{Format, Purpose, decode};
-
-    /// Two records of twenty rows, those of the ids from `second` on in the second one.
-    fn folded(kinds: &Kinds, second: u64, decisions: &[Decision]) -> Folded {
-        let schema: Schema = serde_json::from_value(Shape::Points.schema()).unwrap();
-        let read = |id| decode(&schema, Format::Json, Shape::Points.body(Format::Json, id..id + 20), Purpose::Learn).unwrap();
-        let spec = json!({
-            "kind": "network", "stream": "table", "network": { "architecture": "linear" }, "step_rows": 8,
-            "overload": { "policy": "last_n" },
-        });
-        let kept: Kept = serde_json::from_value(json!({ "spec": spec, "origin": 0 })).unwrap();
-        refold(kinds, &kept, &schema, &[(1, read(100)), (21, read(second))], decisions).unwrap()
-    }
-
-    #[test]
-    fn every_row_and_every_decision_shows_in_the_hash() {
-        let kinds = serve::kinds(&Config::load(None, [], &[]).unwrap()).unwrap();
-        let whole = folded(&kinds, 200, &[]);
-        assert_eq!(folded(&kinds, 200, &[]), whole);
-        assert_eq!((whole.version.sequence, whole.counters.learned), (40, 40));
-        // One row of another id in the last place, and the first one gone.
-        assert_ne!(folded(&kinds, 201, &[]).state_hash, whole.state_hash);
-        let decision = |sequence, what| Decision { at: Version { epoch: 0, sequence }, what };
-        let slower = folded(&kinds, 200, &[decision(16, What::LearningRate(0.01))]);
-        assert_ne!(slower.state_hash, whole.state_hash);
-        let later = folded(&kinds, 200, &[decision(20, What::LearningRate(0.01))]);
-        assert_ne!(later.state_hash, slower.state_hash);
-        let skipped = folded(&kinds, 200, &[decision(16, What::Skip { through: 23, kept: vec![] })]);
-        assert_ne!(skipped.state_hash, whole.state_hash);
-        assert_eq!((skipped.version, skipped.counters.learned, skipped.counters.skipped), (whole.version, 33, 7));
-        // Of rows 17 to 26 the two that are kept are one step, and with it all up to 26 are decided.
-        let kept = folded(&kinds, 200, &[decision(16, What::Skip { through: 26, kept: vec![19, 22] })]);
-        assert_ne!(kept.state_hash, skipped.state_hash);
-        assert_eq!((kept.version, kept.counters.learned, kept.counters.skipped), (whole.version, 32, 8));
-    }
-}
+mod tests;

@@ -29,6 +29,11 @@ pub(super) enum Shape {
     Mixed,
     /// Sixteen bytes, and the number of a class.
     Pixels,
+    /// As `Points`, but many come without their class and have it later, if it is no later than so many numbers.
+    Late {
+        /// Numbers.
+        window: u64,
+    },
 }
 
 /// How a body is compressed.
@@ -67,13 +72,27 @@ fn row(id: u64) -> Row {
     Row { id, class, x, y, is_missing, word, pixels }
 }
 
+/// Whether the row of an id comes with its class even where it need not: whole batches do, others do not, and many are mixed.
+pub(super) fn comes_labelled(id: u64) -> bool {
+    match id / 64 % 8 {
+        0 => true,
+        1 | 2 => false,
+        _ => id.is_multiple_of(3),
+    }
+}
+
+/// What a label says of the row of an id; the first time it is right.
+pub(super) fn class(id: u64, time: u32) -> u32 {
+    (row(id).class + time) % CLASSES
+}
+
 impl Shape {
     /// The body of `PUT /v1/streams/{s}`.
     pub(super) fn schema(self) -> Value {
         let numeric = |name: &str| json!({ "name": name, "type": "numeric" });
         let named = json!({ "name": "label", "type": "classes", "classes": NAMES });
         let (fields, target) = match self {
-            Shape::Points => (json!([numeric("x"), numeric("y")]), named),
+            Shape::Points | Shape::Late { .. } => (json!([numeric("x"), numeric("y")]), named),
             Shape::Mixed => {
                 let optional = json!({ "name": "y", "type": "numeric", "optional": true });
                 (json!([numeric("x"), optional, { "name": "word", "type": "categorical", "buckets": 8 }]), named)
@@ -83,7 +102,16 @@ impl Shape {
                 json!({ "name": "label", "type": "classes", "classes": CLASSES }),
             ),
         };
-        json!({ "fields": fields, "target": target, "row_id": "id" })
+        let mut schema = json!({ "fields": fields, "target": target, "row_id": "id" });
+        if let Shape::Late { window } = self {
+            schema["late_labels"] = json!({ "window_rows": window });
+        }
+        schema
+    }
+
+    /// The class with which a row comes; none where it comes without.
+    fn class(self, row: &Row) -> Option<u32> {
+        (!matches!(self, Shape::Late { .. }) || comes_labelled(row.id)).then_some(row.class)
     }
 
     /// Whether the door takes rows of this shape in a format.
@@ -100,9 +128,13 @@ impl Shape {
                 put("pixels", row.pixels.as_slice().into());
                 put("label", row.class.into());
             }
-            Shape::Points | Shape::Mixed => {
+            Shape::Points | Shape::Mixed | Shape::Late { .. } => {
                 put("x", row.x.into());
-                put("label", NAMES[row.class as usize].into());
+                match self.class(row) {
+                    Some(class) => put("label", NAMES[class as usize].into()),
+                    None if row.id.is_multiple_of(2) => put("label", Value::Null),
+                    None => {}
+                }
                 match (self, row.is_missing) {
                     (Shape::Mixed, true) => put("y", Value::Null),
                     _ => put("y", row.y.into()),
@@ -117,15 +149,15 @@ impl Shape {
 
     fn csv(self, rows: &[Row]) -> String {
         let header = match self {
-            Shape::Points => "label,y,x,id".to_owned(),
+            Shape::Points | Shape::Late { .. } => "label,y,x,id".to_owned(),
             Shape::Mixed => "word,id,y,x,label".to_owned(),
             Shape::Pixels => (0..PIXELS).map(|at| format!("pixels_{at},")).collect::<String>() + "label,id",
         };
         let line = |row: &Row| {
             let Row { id, x, y, .. } = row;
-            let name = NAMES[row.class as usize];
+            let name = self.class(row).map_or("", |class| NAMES[class as usize]);
             match self {
-                Shape::Points => format!("{name},{y},{x},{id}\n"),
+                Shape::Points | Shape::Late { .. } => format!("{name},{y},{x},{id}\n"),
                 Shape::Mixed => {
                     let y = if row.is_missing { String::new() } else { y.to_string() };
                     format!("{},{id},{y},{x},{name}\n", row.word)
@@ -142,9 +174,11 @@ impl Shape {
     fn raw(self, rows: &[Row]) -> Vec<u8> {
         let features = |row: &Row| match self {
             Shape::Pixels => row.pixels.to_vec(),
-            Shape::Points | Shape::Mixed => [row.x, row.y].iter().flat_map(|number| number.to_le_bytes()).collect(),
+            Shape::Points | Shape::Mixed | Shape::Late { .. } => {
+                [row.x, row.y].iter().flat_map(|number| number.to_le_bytes()).collect()
+            }
         };
-        let classes = rows.iter().flat_map(|row| row.class.to_le_bytes());
+        let classes = rows.iter().flat_map(|row| self.class(row).unwrap_or(u32::MAX).to_le_bytes());
         let ids = rows.iter().flat_map(|row| row.id.to_le_bytes());
         rows.iter().flat_map(features).chain(classes).chain(ids).collect()
     }
@@ -157,6 +191,29 @@ impl Shape {
             Format::Ndjson => rows.iter().map(|row| self.json(row).to_string() + "\n").collect::<String>().into_bytes(),
             Format::Csv => self.csv(&rows).into_bytes(),
             Format::Raw => self.raw(&rows),
+        }
+        .into()
+    }
+
+    /// Labels of rows that came before, each an id and a class, in a format.
+    pub(super) fn labels(self, format: Format, labels: &[(u64, u32)]) -> Bytes {
+        let name = |class: u32| NAMES[class as usize];
+        // A class is its name or its number, and an id a number or a text.
+        let json = |&(id, class): &(u64, u32)| match id % 2 {
+            0 => json!({ "id": id, "label": name(class) }),
+            _ => json!({ "label": class, "id": id.to_string() }),
+        };
+        match format {
+            Format::Json => json!({ "rows": labels.iter().map(json).collect::<Vec<_>>() }).to_string().into_bytes(),
+            Format::Ndjson => labels.iter().map(|label| json(label).to_string() + "\n").collect::<String>().into_bytes(),
+            Format::Csv => {
+                let lines = labels.iter().map(|&(id, class)| format!("{},{id}\n", name(class)));
+                ("label,id\n".to_owned() + &lines.collect::<String>()).into_bytes()
+            }
+            Format::Raw => {
+                let ids = labels.iter().flat_map(|(id, _)| id.to_le_bytes());
+                labels.iter().flat_map(|(_, class)| class.to_le_bytes()).chain(ids).collect()
+            }
         }
         .into()
     }
@@ -189,12 +246,13 @@ impl Encoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::Target;
     use crate::stream::Schema;
     use crate::stream::decode::{Purpose, decode};
 
     #[test]
     fn every_format_says_the_same_rows() {
-        for shape in [Shape::Points, Shape::Mixed, Shape::Pixels] {
+        for shape in [Shape::Points, Shape::Mixed, Shape::Pixels, Shape::Late { window: 10 }] {
             let schema: Schema = serde_json::from_value(shape.schema()).unwrap();
             schema.validate().unwrap();
             let read = |format| decode(&schema, format, shape.body(format, 1000..1100), Purpose::Learn).unwrap();
@@ -204,5 +262,25 @@ mod tests {
                 assert_eq!(read(format), first, "{shape:?} as {format:?}");
             }
         }
+    }
+
+    #[test]
+    fn every_format_says_the_same_labels() {
+        let shape = Shape::Late { window: 10 };
+        let schema = serde_json::from_value::<Schema>(shape.schema()).unwrap().of_labels();
+        let labels: Vec<(u64, u32)> = (1000..1100).map(|id| (id, class(id, id as u32 % 2))).collect();
+        let read = |format| decode(&schema, format, shape.labels(format, &labels), Purpose::Learn).unwrap();
+        let first = read(Format::Json);
+        let classes: Vec<u32> = labels.iter().map(|(_, class)| *class).collect();
+        assert_eq!((first.count, &first.target), (100, &Some(Target::Classes(classes))));
+        for format in Format::ALL {
+            assert_eq!(read(format), first, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn rows_come_with_and_without_labels() {
+        let labelled = (1000..1512).filter(|&id| comes_labelled(id)).count();
+        assert!((100..400).contains(&labelled), "{labelled}");
     }
 }

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 use super::rows::Shape;
 use crate::network::random;
 
+/// The stream of late labels, and a model that is on it in every round.
+pub(super) const DELAYED: &str = "delayed";
+pub(super) const DELAYED_MODEL: &str = "d0";
+
 /// The draws of one purpose.
 pub(super) struct Draws(ChaCha8Rng);
 
@@ -82,6 +86,8 @@ pub(super) struct Script {
     pub(super) seed: u64,
     pub(super) round: u64,
     pub(super) clients: u64,
+    /// Clients that label rows later.
+    pub(super) labellers: u64,
     pub(super) streams: Vec<StreamScript>,
     /// Made before any row is posted.
     pub(super) models: Vec<ModelScript>,
@@ -96,17 +102,25 @@ impl Script {
     pub(super) fn new(seed: u64, round: u64, longest: Duration) -> Script {
         let mut draws = Draws::new(seed, round, "script");
         let table = draws.one_of(&[Shape::Points, Shape::Points, Shape::Mixed]);
-        let streams = vec![StreamScript { name: "table", shape: table }, StreamScript { name: "pixels", shape: Shape::Pixels }];
-        let mut models = vec![model(&mut draws, "m0", "table"), model(&mut draws, "m1", "pixels")];
-        if draws.once_in(2) {
-            models.push(model(&mut draws, "m2", "table"));
+        // Windows in which most labels come in time, and some in which many do not.
+        let window = if draws.once_in(3) { 20..400 } else { 1000..8000 };
+        let delayed = Shape::Late { window: draws.within(window) };
+        let streams = [("table", table), ("pixels", Shape::Pixels), (DELAYED, delayed)];
+        let streams = streams.map(|(name, shape)| StreamScript { name, shape }).to_vec();
+        let mut models =
+            vec![model(&mut draws, "m0", "table"), model(&mut draws, "m1", "pixels"), model(&mut draws, DELAYED_MODEL, DELAYED)];
+        for (name, stream) in [("m2", "table"), ("d1", DELAYED)] {
+            if draws.once_in(2) {
+                models.push(model(&mut draws, name, stream));
+            }
         }
-        let stream = draws.one_of(&["table", "pixels"]);
+        let stream = draws.one_of(&["table", "pixels", DELAYED]);
         let mut late = model(&mut draws, "late", stream);
         late.spec["start"] = draws.one_of(&["now", "earliest"]).into();
         let count = draws.within(1..5);
         let kills = (0..count).map(|_| kill(&mut draws, longest)).collect();
-        Script { seed, round, clients: draws.within(2..6), streams, models, late, kills }
+        let (clients, labellers) = (draws.within(2..6), draws.within(1..4));
+        Script { seed, round, clients, labellers, streams, models, late, kills }
     }
 
     /// How the service is set in one of its lives. Nothing of it may show in a state.
@@ -161,12 +175,13 @@ fn model(draws: &mut Draws, name: &str, stream: &str) -> ModelScript {
         true => json!({ "type": "sgd", "momentum": draws.one_of(&[0.0, 0.9]) }),
         false => json!({ "type": "adamw" }),
     };
-    let overload = match draws.within(0..4) {
-        0 => {
-            let window = draws.within(30..300);
-            json!({ "policy": "last_n", "window_rows": window, "keep_rows": draws.within(1..window) })
+    let overload = match draws.within(0..8) {
+        // Rows that wait for their labels are not skipped.
+        0..4 if stream != DELAYED => {
+            let (policy, window) = (draws.one_of(&["last_n", "random_n", "coreset"]), draws.within(30..300));
+            json!({ "policy": policy, "window_rows": window, "keep_rows": draws.within(1..window) })
         }
-        1 => json!({ "policy": "backpressure", "lag_rows_max": draws.within(50..1000) }),
+        4 | 5 => json!({ "policy": "backpressure", "lag_rows_max": draws.within(50..1000) }),
         _ => json!({ "policy": "backpressure" }),
     };
     let hidden = draws.one_of(&[&[8][..], &[12, 6], &[16]]);
@@ -201,5 +216,13 @@ mod tests {
         let rounds = (0..50).flat_map(|round| Script::new(1, round, Duration::from_millis(400)).kills);
         let moments: std::collections::BTreeSet<Moment> = rounds.map(|kill| kill.moment).collect();
         assert_eq!(moments.len(), 5);
+    }
+
+    #[test]
+    fn every_policy_is_drawn() {
+        let models = (0..50).flat_map(|round| Script::new(1, round, Duration::from_millis(400)).models);
+        let policies: std::collections::BTreeSet<String> =
+            models.map(|model| model.spec["overload"]["policy"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(policies, ["backpressure", "coreset", "last_n", "random_n"].map(String::from).into());
     }
 }

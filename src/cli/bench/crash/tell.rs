@@ -30,11 +30,11 @@ struct Fell {
 
 /// One line for a round that has just ended.
 pub(super) fn round(round: &Round) {
-    let Round { round: number, kills, acknowledged_rows, models, decisions, seconds, complaints, .. } = round;
+    let Round { round: number, kills, acknowledged_rows, labels, models, decisions, seconds, complaints, .. } = round;
     let moments: Vec<String> = kills.iter().map(|kill| format!("{:?}", kill.moment).to_lowercase()).collect();
     let kills = moments.join(", ");
     println!(
-        "{:<8} round {number}: {acknowledged_rows} rows acknowledged, {models} models, {decisions} decisions, {seconds:.1} s; {kills}",
+        "{:<8} round {number}: {acknowledged_rows} rows acknowledged, {labels} labels read, {models} models, {decisions} decisions, {seconds:.1} s; {kills}",
         if complaints.is_empty() { "held" } else { "NOT held" }
     );
     for complaint in complaints {
@@ -72,6 +72,12 @@ pub(super) fn all(rounds: &[Round], as_json: bool) -> Result<(), Failure> {
         "models": sum(|round| round.models),
         "decisions": sum(|round| round.decisions),
         "skipped_rows": sum(|round| round.skipped_rows),
+        "label_posts": sum(|round| round.label_posts),
+        "labels": sum(|round| round.labels),
+        "late_learned": sum(|round| round.late_learned),
+        "expired_rows": sum(|round| round.expired),
+        "waiting_rows": sum(|round| round.waiting),
+        "quarantined_rows": sum(|round| round.quarantined),
         "changes": sum(|round| round.changes),
         "seconds": rounds.iter().map(|round| round.seconds).sum::<f64>(),
     });
@@ -117,5 +123,14 @@ fn print(totals: &serde_json::Value, fell: &BTreeMap<Moment, Fell>) {
         of("models"),
         of("decisions"),
         of("skipped_rows")
+    );
+    println!(
+        "{} posts of labels; of them the models read {} labels; with them {} rows learned, {} expired, {} waiting; {} quarantined",
+        of("label_posts"),
+        of("labels"),
+        of("late_learned"),
+        of("expired_rows"),
+        of("waiting_rows"),
+        of("quarantined_rows")
     );
 }
