@@ -72,12 +72,13 @@ fn names_keep_the_conventions() {
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
         assert!(!seen.contains(&name), "{name} twice");
         let unit = name.trim_end_matches("_total").rsplit('_').next().unwrap();
-        let known = ["seconds", "bytes", "rows", "ratio", "entries", "requests", "records", "refused", "steps", "drifts"];
+        let known =
+            ["seconds", "bytes", "rows", "ratio", "entries", "requests", "records", "refused", "steps", "drifts", "labels"];
         let unitless = ["info", "waiting", "sequence", "epoch", "loss", "rate", "status"];
         assert!(known.contains(&unit) || unitless.contains(&unit), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 39);
+    assert_eq!(seen.len(), 41);
 }
 
 #[test]

@@ -31,8 +31,18 @@ pub(super) struct Suspect {
     pub(super) through: Sequence,
     /// They were in a step alone when it happened again.
     proven: bool,
+    fell: Fell,
     /// What happened.
     reason: String,
+}
+
+/// What fell over suspected rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fell {
+    /// The fold, in a step.
+    Step,
+    /// The process, by whatever.
+    Process,
 }
 
 impl Suspect {
@@ -40,7 +50,7 @@ impl Suspect {
     pub(super) fn of_attempt(attempt: &Attempt, version: Sequence) -> Option<Suspect> {
         let Unended { after, through, deaths } = attempt.before().filter(|before| before.through > version)?;
         let reason = format!("{deaths} processes ended over a step of these rows");
-        Some(Suspect { after: after.max(version), through, proven: deaths > 1, reason })
+        Some(Suspect { after: after.max(version), through, proven: deaths > 1, fell: Fell::Process, reason })
     }
 }
 
@@ -93,11 +103,16 @@ impl Driver {
         }
         let Some(suspect) = self.suspect.take_if(|suspect| suspect.proven && suspect.after == cursor) else { return Ok(false) };
         if !self.decisions.is_empty() {
-            let (after, reason) = (cursor, suspect.reason);
-            let text = format!(
-                "the rows after {after}, which were learned before a decision that is there, cannot be any more: {reason}"
-            );
-            return Err(ModelError::Inconsistent(text));
+            // A decision of later rows is there, so a process before has learned these, and they cannot be given away any more.
+            return match suspect.fell {
+                Fell::Step => {
+                    let text =
+                        format!("the rows after {cursor}, which were learned once, cannot be any more: {}", suspect.reason);
+                    Err(ModelError::Inconsistent(text))
+                }
+                // It is not their fault, then, that processes have ended.
+                Fell::Process => Ok(false),
+            };
         }
         self.drain()?;
         let end = self.queue.record_end(&self.live.stream, cursor + 1, self.fold.as_ref())?;
@@ -118,8 +133,8 @@ impl Driver {
         // It fell before over these, and they were alone this time.
         let again = self.suspect.as_ref().is_some_and(|suspect| suspect.after <= after && through <= suspect.through);
         let alone = self.flight.iter().filter(|passage| passage.rows > 0).count() == 1;
-        let suspect =
-            Suspect { after, through, proven: again && alone, reason: format!("a step of these rows panicked: {reason}") };
+        let reason = format!("a step of these rows panicked: {reason}");
+        let suspect = Suspect { after, through, proven: again && alone, fell: Fell::Step, reason };
         let Driver { live, recovery, commands, wake, deferred, .. } = self;
         Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, suspect })
     }
