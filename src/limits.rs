@@ -46,6 +46,10 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub const CORESET_WINDOW_ROWS: u64 = 256;
 /// Rows of a coreset's window: each is compared with each other one of its class.
 pub const CORESET_WINDOW_ROWS_MAX: u64 = 1024;
+/// Rows of the window that `random_n` draws from where a spec names none.
+pub const DRAWN_WINDOW_ROWS: u64 = 4096;
+/// Rows of the window that `random_n` draws from: the decision names each row that is kept.
+pub const DRAWN_WINDOW_ROWS_MAX: u64 = 65_536;
 /// Rows and labels that may come between a row and its late label: 64 bytes of each row are kept in memory for as long.
 pub const LABEL_WINDOW_ROWS_MAX: u64 = 1 << 20;
 /// Labels listed in an answer because no row waits for them; the rest are only counted.

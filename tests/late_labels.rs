@@ -93,6 +93,24 @@ async fn rows_are_learned_when_their_labels_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_scored_whose_label_comes_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    let client = &running.client;
+    make(client, 10).await;
+    for row in 0..5 {
+        client.post_json("/v1/streams/late/batches", &rows(row, 1, |_| false)).await.expect(202);
+        if row % 2 == 0 {
+            client.caught_up("m").await;
+        }
+        let answer = client.post_json("/v1/streams/late/labels?wait=applied", &labels([row])).await.expect(200);
+        assert!(answer["loss"].is_f64(), "row {row}: {answer}");
+    }
+    assert_eq!(client.get("/v1/models/m").await.expect(200)["online"]["rows"], 5);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_format_brings_rows_without_labels_and_labels_without_rows() {
     let folder = tempfile::tempdir().unwrap();
     let running = Running::start(folder.path(), &[]).await;

@@ -234,6 +234,46 @@ async fn a_record_that_panics_a_step_is_quarantined_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fold_that_fails_whatever_its_rows_are_stands_still() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = start(folder.path(), Effect::Panic, "1000000").await;
+    make(&serving.client).await;
+    for first in [0, 10, 20, 30] {
+        serving.client.post_json("/v1/streams/points/batches", &poisoned(first, 10, &[0])).await.expect(202);
+    }
+    let view = serving.client.failed("m").await;
+    assert!(view["failure"].as_str().unwrap().contains("whatever their rows are"), "{view}");
+    assert_eq!(view["rows"]["quarantined"], 30);
+    assert_eq!(serving.client.settled("other").await["rows"]["learned"], 40);
+    serving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_may_meet_the_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = start(folder.path(), Effect::Panic, "1000000").await;
+    make(&serving.client).await;
+    // Changes come all the time, so that one of them drains the poison; whoever asked is told to ask again.
+    let (client, done) = (serving.client.clone(), Arc::new(AtomicUsize::new(0)));
+    let of_changes = done.clone();
+    let changes = tokio::spawn(async move {
+        while of_changes.load(SeqCst) == 0 {
+            let answer = client.get("/v1/models/m/frontier").await;
+            assert!(matches!(answer.status, 200 | 503), "{}", answer.body);
+        }
+    });
+    for post in 0..20 {
+        let body = poisoned(post * 10, 10, if post % 4 == 1 { &[2] } else { &[] });
+        serving.client.post_json("/v1/streams/points/batches", &body).await.expect(202);
+    }
+    let rows = serving.client.settled("m").await["rows"].clone();
+    done.store(1, SeqCst);
+    changes.await.unwrap();
+    assert_eq!((&rows["learned"], &rows["quarantined"]), (&json!(150), &json!(50)));
+    serving.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_step_that_panics_but_once_is_learned() {
     let folder = tempfile::tempdir().unwrap();
     let serving = start(folder.path(), Effect::PanicOnce, "1000000").await;

@@ -26,12 +26,12 @@ use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
 use crate::metrics::{self, Metrics, ModelFigures};
-use crate::model::checkpoint;
+use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
 use crate::model::predict::Predictor;
 use crate::model::registry::{Models, RegistryError};
-use crate::model::{Folder, Ground, ModelError, Settings};
+use crate::model::{Folder, Ground, ModelError, Settings, forget_attempts};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::stream::log::{self, Committer, Hooks, Log, LogError, Options, RedbLog};
 use crate::stream::{StreamError, Streams};
@@ -151,6 +151,9 @@ impl From<RegistryError> for Unusable {
         match error {
             RegistryError::Storage(error) | RegistryError::Model(ModelError::Storage(error)) => error.into(),
             RegistryError::Stream(error) => error.into(),
+            RegistryError::Model(ModelError::Checkpoint(CheckpointError::Io(error))) => {
+                Unusable { status: EX_IOERR, reason: error.to_string() }
+            }
             error => Unusable { status: EX_DATAERR, reason: error.to_string() },
         }
     }
@@ -286,8 +289,8 @@ fn open(config: &Config, disk: Arc<dyn Disk>, kinds: Kinds, metrics: &Arc<Metric
     check_complete(disk.as_ref(), &data_dir)?;
     let options = Options { cache_bytes: config.log.cache_bytes as usize, check_bytes_max: config.log.check_bytes_max };
     let log = Arc::new(RedbLog::open(disk.as_ref(), &data_dir, &options).map_err(Unusable::from)?);
-    let folder = Folder { path: data_dir, identity: log.identity().to_owned() };
-    let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics))?;
+    let folder = Folder { path: data_dir.clone(), identity: log.identity().to_owned() };
+    let committer = Committer::start(log.clone(), config.log.commit_entries_max, hooks(metrics, disk.clone(), data_dir))?;
     let streams = Arc::new(Streams::open(log.clone(), committer.clone(), config.log.bytes_max).map_err(Unusable::from)?);
     let settings = Settings {
         review_interval: Duration::from_secs(config.planner.review_seconds),
@@ -325,14 +328,17 @@ fn check_complete(disk: &dyn Disk, data_dir: &Path) -> Result<(), Unusable> {
 
 /// What the log's commits are measured by, and what happens when one fails: an fsync that failed once may have lost what it
 /// was asked to keep, so the process ends rather than acknowledge anything more.
-fn hooks(metrics: &Arc<Metrics>) -> Hooks {
+fn hooks(metrics: &Arc<Metrics>, disk: Arc<dyn Disk>, data_dir: PathBuf) -> Hooks {
     let metrics = metrics.clone();
     Hooks {
         committed: Box::new(move |seconds, entries| {
             metrics.log_commit_seconds.observe(seconds);
             metrics.log_commit_entries.observe(entries as f64);
         }),
-        fatal: Box::new(|error| end_now(error)),
+        fatal: Box::new(move |error| {
+            forget_attempts(disk.as_ref(), &data_dir);
+            end_now(error);
+        }),
     }
 }
 

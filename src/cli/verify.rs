@@ -16,7 +16,7 @@ use crate::model::decision::Decision;
 use crate::model::kind::Kinds;
 use crate::model::verify::{Finding, Verified, verify};
 use crate::stream::Streams;
-use crate::stream::log::{self, Committer, Hooks, Options, RedbLog};
+use crate::stream::log::{self, Committer, Hooks, LogError, Options, RedbLog};
 
 const EXIT_HELP: &str = "\
 Exit status:
@@ -55,7 +55,8 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
         }
         Err(failure) => {
             complain(&failure);
-            ExitCode::FAILURE
+            let is_damaged = matches!(failure.downcast_ref(), Some(LogError::Format(_)));
+            if is_damaged { ExitCode::from(EX_DATAERR) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -180,7 +180,7 @@ impl Trial {
 impl Profile {
     /// Takes every part of a step to cost so many thousandths of what was measured.
     pub fn scale(&mut self, thousandths: u64) {
-        for time in [&mut self.admission, &mut self.loss] {
+        for time in [&mut self.admission, &mut self.loss, &mut self.consolidation] {
             *time = time.saturating_mul(thousandths) / 1000;
         }
         for layer in &mut self.layers {

@@ -123,7 +123,8 @@ enum Count {
     Labels {
         /// How many.
         labels: u64,
-        /// How many of them are of no row that waits: it never came, has its label, or is too old. They are in the log and teach nothing.
+        /// How many of them are of no row that waited when they were looked up: it never came, has its label, or is too old. They are
+        /// in the log and teach nothing; nor does one that turns out to be the second, or too late, by its place in the log.
         unmatched_labels: u64,
         /// The first of those.
         unmatched: Vec<Unmatched>,
@@ -193,7 +194,7 @@ async fn post(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let admitted = admit(app, name, query, headers);
+    let admitted = admit(app, name, batch, query, headers);
     let (stream, waits_for, format, key) = match admitted {
         Ok(admitted) => admitted,
         Err(problem) => {
@@ -240,7 +241,7 @@ async fn acknowledge(app: &Arc<App>, stream: &Arc<Stream>, batch: Batch, receipt
             let unmatched = app.blocking(move |_| Ok(of.unmatched(first, last)?)).await?;
             let unmatched_labels = unmatched.len() as u64;
             if !replayed {
-                for (outcome, labels) in [("matched", rows - unmatched_labels), ("unmatched", unmatched_labels)] {
+                for (outcome, labels) in [("matched", rows.saturating_sub(unmatched_labels)), ("unmatched", unmatched_labels)] {
                     app.metrics.stream_labels_total.with_label_values(&[name.as_str(), outcome]).inc_by(labels);
                 }
             }
@@ -255,8 +256,12 @@ async fn acknowledge(app: &Arc<App>, stream: &Arc<Stream>, batch: Batch, receipt
 type Admitted = (Arc<Stream>, Option<Arc<Live>>, Format, Option<String>);
 
 /// All that can be refused before the body is read.
-fn admit(app: &App, name: &str, query: &BatchQuery, headers: &HeaderMap) -> Result<Admitted, Problem> {
+fn admit(app: &App, name: &str, batch: Batch, query: &BatchQuery, headers: &HeaderMap) -> Result<Admitted, Problem> {
     let stream = app.streams.get(name)?;
+    if batch == Batch::Labels && stream.schema.late_labels.is_none() {
+        let detail = format!("rows of stream `{name}` come with their labels: its schema has no late_labels");
+        return Err(Problem::unprocessable("no_late_labels", detail));
+    }
     let waits_for = if query.wait == Some(Wait::Applied) { Some(model_to_wait_for(app, &stream, query)?) } else { None };
     let format = request::format(headers)?;
     let key = request::idempotency_key(headers)?;
@@ -298,12 +303,8 @@ async fn append(
 ) -> Result<Receipt, Problem> {
     let of = stream.clone();
     let prepare = move |app: &App| {
-        let labels = of.schema.of_labels();
-        let schema = if batch == Batch::Labels { &labels } else { &of.schema };
-        if batch == Batch::Labels && of.schema.late_labels.is_none() {
-            let detail = format!("rows of stream `{}` come with their labels: its schema has no late_labels", of.name);
-            return Err(Problem::unprocessable("no_late_labels", detail));
-        }
+        let labels = (batch == Batch::Labels).then(|| of.schema.of_labels());
+        let schema = labels.as_ref().unwrap_or(&of.schema);
         let rows = decode(schema, format, bytes.clone(), Purpose::Learn)?;
         let key = key.map(|key| (key, fingerprint(batch, format, &bytes)));
         if app.streams.is_full() {

@@ -1,14 +1,14 @@
 //! What a driver is about to do, told in a file before it does it, so that a step that ends the whole process is known afterwards.
 //!
-//! A few bytes, written in place and not synced: they are to outlive the process, not the machine, and cost a microsecond. What they
-//! say of a machine that lost power is old, or nothing, and does no harm: rows before the state's version are not looked at.
+//! A few bytes, written in place and not synced: they are to outlive the process, not the machine, and cost a microsecond.
 //!
 //! ```text
-//! u64 after | u64 through | u64 deaths | 8 bytes blake3 of those
+//! u64 after | u64 through | u64 deaths | u64 done | 8 bytes blake3 of those
 //! ```
 //!
 //! Rows after `after` up to `through` are in steps that have not ended; none where both are equal. `deaths` counts the processes before
-//! that ended over these rows, when the driver already gave them one step at a time.
+//! that ended over these rows, when the driver already gave them one step at a time. Steps up to `done` have ended in some process:
+//! what ends a process over such rows in a replay is not they, and they may have been seen to be learned.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::disk::Disk;
 use crate::fold::Sequence;
 
-const NUMBERS: usize = 3;
+const NUMBERS: usize = 4;
 const LENGTH: usize = 8 * NUMBERS + 8;
 
 /// The file of one model.
@@ -25,6 +25,7 @@ pub(super) struct Attempt {
     file: Option<File>,
     /// What it said when it was opened, if a process ended over some rows.
     before: Option<Unended>,
+    done: Sequence,
 }
 
 /// Rows whose steps had not ended when the process did.
@@ -51,8 +52,28 @@ impl Attempt {
         let opened =
             opened.inspect_err(|error| tracing::warn!(%error, "a step that ends the process would not be known afterwards"));
         let file = opened.ok();
-        let before = file.as_ref().and_then(read).filter(|before| before.after < before.through);
-        Attempt { file, before }
+        let (before, done) = file.as_ref().and_then(read).unzip();
+        let done = done.unwrap_or_default();
+        let before = before.filter(|before| before.after.max(done) < before.through);
+        let before = before.map(|before| Unended { after: before.after.max(done), ..before });
+        Attempt { file, before, done }
+    }
+
+    /// Removes the files of all models, before the process ends itself: whatever is under way is not to blame.
+    pub(super) fn forget_all(disk: &dyn Disk, data_dir: &Path) {
+        // A disk that refuses even this has other worries.
+        drop(disk.remove_dir(&folder(data_dir)));
+    }
+
+    /// Removes the files of models that are not `known`.
+    pub(super) fn sweep(disk: &dyn Disk, data_dir: &Path, known: impl Fn(u32) -> bool) -> std::io::Result<()> {
+        for path in disk.list(&folder(data_dir))? {
+            let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            if !id.is_some_and(&known) {
+                disk.remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the file of a model that is deleted.
@@ -69,12 +90,14 @@ impl Attempt {
     pub(super) fn begin(&mut self, after: Sequence, through: Sequence, alone: bool) {
         let within = |before: &Unended| before.after <= after && through <= before.through;
         let deaths = self.before.filter(|before| alone && within(before)).map_or(0, |before| before.deaths);
-        self.write([after, through, deaths]);
+        self.done = self.done.max(after);
+        self.write([after, through, deaths, self.done]);
     }
 
     /// Says that every step up to `at` has ended.
     pub(super) fn rest(&mut self, at: Sequence) {
-        self.write([at, at, 0]);
+        self.done = self.done.max(at);
+        self.write([at, at, 0, self.done]);
     }
 
     fn write(&mut self, numbers: [u64; NUMBERS]) {
@@ -90,16 +113,17 @@ impl Attempt {
     }
 }
 
-fn read(file: &File) -> Option<Unended> {
+/// What the file says: rows, and up to where steps have ended.
+fn read(file: &File) -> Option<(Unended, Sequence)> {
     let mut bytes = [0; LENGTH];
     file.read_exact_at(&mut bytes, 0).ok()?;
     let (said, checksum) = bytes.split_at(8 * NUMBERS);
     if blake3::hash(said).as_bytes()[..8] != *checksum {
         return None;
     }
-    let [after, through, deaths] = *said.as_chunks::<8>().0 else { return None };
-    let [after, through, deaths] = [after, through, deaths].map(u64::from_le_bytes);
-    Some(Unended { after, through, deaths: deaths + 1 })
+    let [after, through, deaths, done] = *said.as_chunks::<8>().0 else { return None };
+    let [after, through, deaths, done] = [after, through, deaths, done].map(u64::from_le_bytes);
+    Some((Unended { after, through, deaths: deaths + 1 }, done))
 }
 
 #[cfg(test)]
@@ -116,8 +140,9 @@ mod tests {
         attempt.begin(10, 40, false);
         let mut attempt = open();
         assert_eq!(attempt.before(), Some(Unended { after: 10, through: 40, deaths: 1 }));
-        // Steps before, then one of those, alone.
+        // Steps before, which have ended once, are not to blame; then one of those, alone.
         attempt.begin(0, 10, false);
+        assert_eq!(open().before(), None);
         attempt.begin(20, 30, true);
         let mut attempt = open();
         assert_eq!(attempt.before(), Some(Unended { after: 20, through: 30, deaths: 2 }));
@@ -125,6 +150,8 @@ mod tests {
         assert_eq!(open().before().map(|before| before.deaths), Some(1), "other rows");
         attempt.rest(40);
         assert_eq!(open().before(), None);
+        attempt.begin(30, 45, false);
+        assert_eq!(open().before(), Some(Unended { after: 40, through: 45, deaths: 1 }), "a replay of rows that were done");
         Attempt::remove(&FileSystem, folder.path(), 7).unwrap();
         assert_eq!(open().before(), None);
     }

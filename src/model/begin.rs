@@ -12,6 +12,7 @@ use prometheus::{Histogram, IntCounter};
 use tokio::sync::watch;
 
 use super::ModelError;
+use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError};
 use super::driver::{Driver, Ears, stand};
 use super::live::{Command, Live, Progress, Published};
@@ -67,7 +68,8 @@ impl Models {
                 self.ground.disk.remove_dir(&path).map_err(failed)?;
             }
         }
-        Ok(())
+        let swept = Attempt::sweep(self.ground.disk.as_ref(), &self.ground.folder.path, |id| known.contains_key(&id));
+        Ok(swept.map_err(failed)?)
     }
 
     /// Brings one model back from its newest whole checkpoint.

@@ -21,7 +21,7 @@ pub struct Decision {
 
 /// What can be decided.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum What {
     /// A whole new plan, and the budget that it answers.
     Plan(Planned),
@@ -78,6 +78,7 @@ impl What {
 
 /// A plan, and what it answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Planned {
     /// The model's own budget in bytes; none: unconstrained.
     pub budget_bytes: Option<u64>,

@@ -10,7 +10,7 @@
 //!
 //! One row may have any loss (a regression's label of 1e15 has one of 1e30), and a window that held it would find every difference
 //! small for ever. So losses come to the window as many at a time as lie between two looks, and are bounded by what the others
-//! among them are: see [`OUTLIERS`].
+//! among them are: see `OUTLIERS`.
 //!
 //! It sees the losses in the order of the log and nothing else, and is part of what a checkpoint holds; so replay finds the same
 //! drifts. It changes no weight.

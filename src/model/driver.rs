@@ -79,6 +79,8 @@ pub(super) struct Driver {
     pub(super) attempt: Attempt,
     /// Rows over which the fold, or a process, has fallen.
     pub(super) suspect: Option<Suspect>,
+    /// Records that were quarantined since a step was learned.
+    pub(super) condemned: u32,
     /// A rise of the loss was noticed.
     pub(super) drifted: bool,
     /// What is being done about an earlier one.
@@ -91,7 +93,7 @@ pub(super) struct Driver {
     /// The version of the snapshot that the fold is making.
     pub(super) publishing: Option<Version>,
     /// Why it cannot go on, if a change that was asked for has shown so.
-    pub(super) broken: Option<String>,
+    pub(super) broken: Option<ModelError>,
     /// A decision was carried out that readers have not seen.
     pub(super) changed: bool,
     pub(super) saved_at: Instant,
@@ -142,6 +144,7 @@ impl Driver {
             queue,
             flight: VecDeque::new(),
             attempt,
+            condemned: 0,
             drifted: false,
             reaction,
             asked: VecDeque::new(),
@@ -191,10 +194,11 @@ impl Driver {
                     return None;
                 }
             }
-            if let Some(reason) = self.broken.take() {
-                return self.end_by(&ModelError::Inconsistent(reason));
-            }
-            match self.advance() {
+            let went = match self.broken.take() {
+                Some(error) => Err(error),
+                None => self.advance(),
+            };
+            match went {
                 Ok(Next::Again) => {}
                 Ok(Next::Idle) => {
                     self.attempt.rest(self.cursor.sequence);
@@ -212,7 +216,8 @@ impl Driver {
     }
 
     /// Stands still for this reason, until it is stopped or deleted.
-    fn end_by(self, error: &ModelError) -> Option<Fallen> {
+    fn end_by(mut self, error: &ModelError) -> Option<Fallen> {
+        self.attempt.rest(self.cursor.sequence);
         fail(&self.live, error);
         stand(&self.live, self.deferred.into_iter().chain(self.commands));
         None
@@ -250,9 +255,12 @@ impl Driver {
         }
         self.skip_if_over()?;
         self.react_if_due()?;
-        self.note_predictions();
+        self.queue.look(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
+        let most = if self.queue.has_labels(self.cursor.sequence) { 0 } else { ASKED_MAX - 1 };
+        self.note_predictions(most);
         let next = self.queue.next(&self.live.stream, self.cursor.sequence, self.fold.as_ref())?;
         let Some(Pulled { passage, step, arrived }) = next else {
+            self.note_predictions(0);
             self.drain()?;
             self.publish_if_due(true)?;
             self.checkpoint_if_due()?;
@@ -301,15 +309,17 @@ impl Driver {
 
     /// Has rows that came before their labels predicted by the newest snapshot. Where too many queries wait they are not scored.
     fn ask(&mut self, rows: Vec<Sequence>, features: Rows) {
+        // A snapshot that is newer than they knows what came after them.
+        if self.live.published.load().version > self.cursor {
+            return;
+        }
         if let Ok(pending) = self.ground.predictor.ask(self.live.clone(), features, false) {
             self.asked.push_back((rows, pending));
         }
     }
 
-    /// Takes predictions, oldest first: so many that there is room for one more lot, and all where labels come next, which are to
-    /// find them.
-    fn note_predictions(&mut self) {
-        let most = if self.queue.has_labels(self.cursor.sequence) { 0 } else { ASKED_MAX - 1 };
+    /// Takes predictions, oldest first, until at most so many lots are outstanding: all where labels come next, which are to find them.
+    fn note_predictions(&mut self, most: usize) {
         while self.asked.len() > most
             && let Some((rows, pending)) = self.asked.pop_front()
         {
@@ -347,15 +357,16 @@ impl Driver {
             return Ok(());
         }
         self.drain()?;
-        let kept = self.choose(window, &self.queue.newest_waiting(cursor, head, window.rows))?;
+        let of = if window.take == Take::Newest { window.keep } else { window.rows };
+        let kept = self.choose(window, self.queue.newest_waiting(cursor, head, of))?;
         self.decide(What::keeping(kept, head))
     }
 
     /// The rows of `waiting` that the policy keeps.
-    fn choose(&mut self, window: Window, waiting: &[Sequence]) -> Result<Vec<Sequence>, ModelError> {
+    fn choose(&mut self, window: Window, waiting: Vec<Sequence>) -> Result<Vec<Sequence>, ModelError> {
         let keep = window.keep as usize;
         let places = match window.take {
-            Take::Newest => return Ok(waiting[waiting.len() - keep..].to_vec()),
+            Take::Newest => return Ok(waiting),
             Take::Random => {
                 // Replay finds the choice in the decision; the key is only for two runs to be alike.
                 let mut generator = random::stream(u64::from(self.live.id), self.cursor.sequence, "random-n");
@@ -363,7 +374,7 @@ impl Driver {
             }
             Take::Coreset => {
                 let bytes = coreset_bytes(waiting.len() as u64, self.live.stream.schema.width() as u64);
-                let rows = self.queue.gather(&self.live.stream, waiting, self.fold.as_ref())?;
+                let rows = self.queue.gather(&self.live.stream, &waiting, self.fold.as_ref())?;
                 let _guard = self.fold.ledger().take(Part::QueuedRows, bytes + (rows.count * rows.row_bytes()) as u64);
                 coreset(&rows, keep)
             }
@@ -389,7 +400,13 @@ impl Driver {
         self.changed = true;
         let mut status = self.live.status.lock();
         if let What::Plan(planned) = what {
+            // A share may have been lowered since without a decision.
+            let allotted_bytes = status.allotted_bytes;
+            let is_told = self.cursor < status.version;
             status.follow(planned);
+            if is_told {
+                status.allotted_bytes = allotted_bytes;
+            }
             self.by_hand = planned.by_hand;
             self.reviewed_at = Instant::now();
         }
@@ -437,10 +454,7 @@ impl Driver {
             }
             Command::Frontier(reply) => {
                 let drained = self.drain().and_then(|()| self.publish_if_due(true));
-                if let Err(error) = &drained {
-                    self.broken = Some(error.to_string());
-                }
-                let answer = drained.map_err(|error| ChangeError::Failed(error.to_string()));
+                let answer = drained.map_err(|error| self.lost(error));
                 // The client may have gone.
                 drop(reply.send(answer.and_then(|()| Ok(self.fold.frontier()?))));
             }
@@ -458,10 +472,23 @@ impl Driver {
 
     /// Tells whoever asked for a change what came of it. A fold that failed in it is not gone on with: the decision may be written.
     fn conclude(&mut self, reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
-        if let Err(ChangeError::Failed(reason)) = &answer {
-            self.broken = Some(reason.clone());
+        if let Err(ChangeError::Failed(reason)) = &answer
+            && self.broken.is_none()
+        {
+            self.broken = Some(ModelError::Inconsistent(reason.clone()));
         }
         answer_to(reply, answer);
+    }
+
+    /// What a door is told of an error that ends the fold as it is; the loop sees to the rest. A fold that panicked over a step comes
+    /// back.
+    fn lost(&mut self, error: ModelError) -> ChangeError {
+        let told = match &error {
+            ModelError::Fold(FoldError::Panicked(_)) => ChangeError::Busy(self.live.name.clone()),
+            other => ChangeError::Failed(other.to_string()),
+        };
+        self.broken = Some(error);
+        told
     }
 
     /// Notes that the model does not keep up.
@@ -542,9 +569,7 @@ impl Driver {
 
     /// Drains, lets `propose` look at the fold, writes its decision down, if it has one, and carries it out.
     fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<Option<What>, ChangeError>) -> Result<(), ChangeError> {
-        let failed = |error: ModelError| ChangeError::Failed(error.to_string());
-        self.drain().map_err(failed)?;
-        self.execute_due().map_err(failed)?;
+        self.drain().and_then(|()| self.execute_due()).map_err(|error| self.lost(error))?;
         let Some(what) = propose(self)? else { return Ok(()) };
         if let Some(change) = what.change() {
             self.fold.check(&change).map_err(ChangeError::Refused)?;
@@ -553,7 +578,7 @@ impl Driver {
             ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
             other => ChangeError::Failed(other.to_string()),
         })?;
-        self.publish_if_due(true).map_err(failed)
+        self.publish_if_due(true).map_err(|error| self.lost(error))
     }
 
     pub(super) fn drain(&mut self) -> Result<(), ModelError> {
@@ -581,6 +606,7 @@ impl Driver {
         };
         for ((passage, outcome), rise) in ended.iter().zip(rises) {
             if let Some(outcome) = outcome {
+                self.condemned = 0;
                 self.tell_of_refusal(passage, outcome);
             }
             if let Some(Shift { before, after }) = rise {
@@ -676,7 +702,7 @@ impl Driver {
         match self.checkpoint() {
             Err(ModelError::Checkpoint(CheckpointError::Io(error))) => {
                 if is_sync_failure(&error) {
-                    (self.ground.fatal)(&error);
+                    self.ground.end(&error);
                 }
                 tracing::error!(model = self.live.name, %error, "no checkpoint could be written; it will be tried again");
                 self.save_again_at = Some(Instant::now() + SAVE_AGAIN);
@@ -687,12 +713,13 @@ impl Driver {
     }
 
     fn checkpoint_is_due(&self) -> bool {
+        if self.cursor < self.version() {
+            return false;
+        }
         let settings = &self.ground.settings;
         let Some(saved) = self.saved_version else { return true };
         let rows = self.cursor.sequence - saved.sequence;
-        rows > 0
-            && self.cursor >= self.version()
-            && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
+        rows > 0 && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
     }
 
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.

@@ -114,6 +114,11 @@ pub struct Folder {
     pub identity: String,
 }
 
+/// Before the process ends itself: no step that is under way is to blame for it.
+pub fn forget_attempts(disk: &dyn Disk, data_dir: &std::path::Path) {
+    attempt::Attempt::forget_all(disk, data_dir);
+}
+
 /// What all drivers stand on.
 pub struct Ground {
     /// Where checkpoints are written.
@@ -161,6 +166,12 @@ impl Ground {
         }
     }
 
+    /// Ends the process, because the disk may have lost what it was given. Whatever steps are under way are not to blame.
+    fn end(&self, error: &dyn std::fmt::Display) {
+        forget_attempts(self.disk.as_ref(), &self.folder.path);
+        (self.fatal)(error);
+    }
+
     /// Makes a decision durable.
     fn record_decision(&self, model: u32, index: u64, decision: &Decision) -> Result<(), ModelError> {
         let entry = Entry::Decision { model, index, bytes: decision.encode()? };
@@ -195,7 +206,7 @@ impl Ground {
             let trimmed = stream.trim(needed + 1, retain_bytes);
             if let Err(error @ StreamError::Storage(LogError::Storage(_))) = &trimmed {
                 // The log's writer would find out with the next post; nothing more is to be promised before that.
-                (self.fatal)(error);
+                self.end(error);
             }
             trimmed?;
         }

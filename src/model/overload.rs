@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{CORESET_WINDOW_ROWS, CORESET_WINDOW_ROWS_MAX};
+use crate::limits::{CORESET_WINDOW_ROWS, CORESET_WINDOW_ROWS_MAX, DRAWN_WINDOW_ROWS, DRAWN_WINDOW_ROWS_MAX};
 
 /// What happens when rows come faster than they are learned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ impl Overload {
         match *self {
             Overload::Backpressure { .. } => None,
             Overload::LastN(keeping) => Some((Take::Newest, keeping, rows_default)),
-            Overload::RandomN(keeping) => Some((Take::Random, keeping, rows_default)),
+            Overload::RandomN(keeping) => Some((Take::Random, keeping, rows_default.min(DRAWN_WINDOW_ROWS))),
             Overload::Coreset(keeping) => Some((Take::Coreset, keeping, rows_default.min(CORESET_WINDOW_ROWS))),
         }
     }
@@ -87,6 +87,9 @@ impl Overload {
         let rows = window_rows.unwrap_or(rows_default);
         match keep_rows {
             _ if rows == 0 => Err("overload: window_rows is 0, the least is 1".into()),
+            _ if take == Take::Random && rows > DRAWN_WINDOW_ROWS_MAX => {
+                Err(format!("overload: window_rows is {rows}, {DRAWN_WINDOW_ROWS_MAX} are the most of random_n"))
+            }
             _ if take == Take::Coreset && rows > CORESET_WINDOW_ROWS_MAX => Err(format!(
                 "overload: window_rows is {rows}, {CORESET_WINDOW_ROWS_MAX} are the most of a coreset, which compares each row with each"
             )),

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use crate::fold::{Fold, Label, Predictions, Score, Sequence, Step};
 use crate::ledger::{Guard, Part};
-use crate::limits::LABEL_BYTES_MAX;
+use crate::limits::{LABEL_BYTES_MAX, RECORD_ROWS_MAX};
 use crate::rows::{Rows, Target};
 use crate::stream::record::{LabelValue, Record};
 use crate::stream::{Schema, Stream, StreamError};
@@ -94,8 +94,8 @@ struct Waiting {
 pub fn queued_bytes_max(schema: &Schema, window: Option<Window>) -> u64 {
     let chosen = match window {
         Some(Window { take: Take::Newest, .. }) | None => 0,
-        // The record that is gathered from, beside the steps that were.
-        Some(Window { take: Take::Random, .. }) => record_bytes_max(schema),
+        // The record that is gathered from, beside the steps that were, and the numbers that are drawn from, drawn and written down.
+        Some(Window { take: Take::Random, rows, .. }) => record_bytes_max(schema) + DRAW_BYTES * rows,
         Some(Window { take: Take::Coreset, rows, .. }) => {
             record_bytes_max(schema) + 2 * held_bytes(schema, rows as usize) + coreset_bytes(rows, schema.width() as u64)
         }
@@ -108,8 +108,17 @@ pub fn queued_bytes_max(schema: &Schema, window: Option<Window>) -> u64 {
     3 * record_bytes_max(schema) + chosen + late
 }
 
+/// Bytes of a row's number while it is drawn: in the window, in the shuffle, among those kept, and as text.
+const DRAW_BYTES: u64 = 40;
+
 fn record_bytes_max(schema: &Schema) -> u64 {
-    held_bytes(schema, schema.record_rows())
+    let labels = if schema.late_labels.is_some() { label_bytes(RECORD_ROWS_MAX as u64) } else { 0 };
+    held_bytes(schema, schema.record_rows()).max(labels)
+}
+
+/// What so many labels of a record take, once they are read.
+fn label_bytes(labels: u64) -> u64 {
+    labels * size_of::<Option<(Sequence, Label)>>() as u64
 }
 
 /// What `rows` rows of a record take: features, label, and what stands beside them in the record.
@@ -201,22 +210,21 @@ impl Queue {
     /// What comes after `cursor`; none where the log ends.
     pub(super) fn next(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Option<Pulled>, ModelError> {
         let mut pulled = self.pull(stream, cursor, fold)?;
-        if let Some(Pulled { passage, step, .. }) = pulled.as_mut().filter(|pulled| pulled.passage.first <= self.refused) {
+        if let Some(Pulled { passage, step, arrived }) = pulled.as_mut().filter(|pulled| pulled.passage.first <= self.refused) {
             (passage.refused, passage.rows, passage.scored) = (passage.rows, 0, None);
-            *step = None;
+            // Whatever is wrong with these rows may be wrong for a prediction too.
+            (*step, *arrived) = (None, None);
         }
         Ok(pulled)
     }
 
+    /// [`Queue::next`], without a look at what is quarantined.
     fn pull(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<Option<Pulled>, ModelError> {
         if self.selection.is_some() {
             return self.next_selected(stream, cursor, fold).map(Some);
         }
+        self.look(stream, cursor, fold)?;
         let wanted = cursor + 1;
-        if self.present.as_ref().is_none_or(|held| held.last < wanted) {
-            self.before = self.present.take();
-            self.present = read(stream, wanted, fold)?;
-        }
         let Some(held) = &self.present else { return Ok(None) };
         let start = (wanted - held.first) as usize;
         match &held.content {
@@ -229,6 +237,16 @@ impl Queue {
                 self.next_labels(stream, wanted, &labels, fold).map(Some)
             }
         }
+    }
+
+    /// Reads the record after `cursor`, if it has not been read.
+    pub(super) fn look(&mut self, stream: &Stream, cursor: Sequence, fold: &dyn Fold) -> Result<(), ModelError> {
+        let wanted = cursor + 1;
+        if self.selection.is_none() && self.present.as_ref().is_none_or(|held| held.last < wanted) {
+            self.before = self.present.take();
+            self.present = read(stream, wanted, fold)?;
+        }
+        Ok(())
     }
 
     /// Whether what comes after `cursor` is labels, as far as it has been read.
@@ -362,7 +380,11 @@ fn read(stream: &Stream, wanted: Sequence, fold: &dyn Fold) -> Result<Option<Hel
         return Err(ModelError::Inconsistent(format!("rows {wanted} to {} are no longer in the log", first - 1)));
     }
     let span = record.span();
-    let guard = fold.ledger().take(Part::QueuedRows, held_bytes(&stream.schema, span as usize));
+    let bytes = match &record {
+        Record::Rows(rows) => held_bytes(&stream.schema, rows.count),
+        _ => label_bytes(span),
+    };
+    let guard = fold.ledger().take(Part::QueuedRows, bytes);
     let content = match record {
         // A step needs neither: they are not to be copied with each.
         Record::Rows(rows) => Content::Rows(Rows { ids: None, times_ms: None, ..rows }),

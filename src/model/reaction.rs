@@ -8,6 +8,9 @@ use super::decision::{Decision, What};
 use super::driver::Driver;
 use crate::fold::{Change, Sequence};
 
+/// The longest reaction.
+const ROWS_MAX: u64 = 1 << 40;
+
 /// The key `on_drift` of a spec.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,8 +28,8 @@ impl OnDrift {
         if !(factor > 0.0 && factor <= 1000.0) {
             return Err(format!("on_drift: learning_rate_factor is {factor:e}, expected a number above 0, up to 1000"));
         }
-        if rows == 0 {
-            return Err("on_drift: rows is 0, the least is 1".into());
+        if !(1..=ROWS_MAX).contains(&rows) {
+            return Err(format!("on_drift: rows is {rows}, allowed are 1 to {ROWS_MAX}"));
         }
         Ok(())
     }
@@ -62,7 +65,7 @@ impl Driver {
     /// there the decisions are found.
     pub(super) fn react_if_due(&mut self) -> Result<(), ModelError> {
         let drifted = std::mem::take(&mut self.drifted);
-        if self.cursor.sequence < self.known || self.is_behind_itself() {
+        if self.is_behind_itself() {
             return Ok(());
         }
         if let Some(Reaction { through, before }) = self.reaction {
@@ -77,7 +80,8 @@ impl Driver {
             return Ok(());
         };
         let learning_rate = before * learning_rate_factor;
-        if !drifted || self.fold.check(&Change::LearningRate(learning_rate)).is_err() {
+        // Rows that were known at the start may have been learned, and seen to be, at the rate that holds.
+        if !drifted || self.cursor.sequence < self.known || self.fold.check(&Change::LearningRate(learning_rate)).is_err() {
             return Ok(());
         }
         self.drain()?;
@@ -87,7 +91,7 @@ impl Driver {
             rows,
             "it learns at another rate for a while, because of the drift"
         );
-        self.decide(What::React { learning_rate, before, through: self.cursor.sequence + rows })
+        self.decide(What::React { learning_rate, before, through: self.cursor.sequence.saturating_add(rows) })
     }
 }
 

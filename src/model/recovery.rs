@@ -99,7 +99,7 @@ impl Recovery {
         if let Err(CheckpointError::Io(error)) = &newest
             && is_sync_failure(error)
         {
-            (ground.fatal)(error);
+            ground.end(error);
         }
         let (loaded, faults) = newest?;
         for fault in faults {

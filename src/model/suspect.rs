@@ -19,6 +19,8 @@ use super::live::{Command, Live};
 use super::recovery::Recovery;
 use crate::fold::Sequence;
 
+/// Records that are quarantined one after the other, without a step that is learned, before it is not the rows that are to blame.
+const CONDEMNED_MAX: u32 = 3;
 /// Characters of a reason that are written down.
 const REASON_CHARS_MAX: usize = 400;
 
@@ -61,12 +63,13 @@ pub(super) struct Fallen {
     ears: Ears,
     deferred: VecDeque<Command>,
     suspect: Suspect,
+    condemned: u32,
 }
 
 impl Fallen {
     /// A driver with the fold brought back. Where that cannot be, its ears and what they have heard.
     pub(super) fn revive(self) -> Result<Driver, Box<(ModelError, VecDeque<Command>, Ears)>> {
-        let Fallen { live, recovery, ears, deferred, suspect } = self;
+        let Fallen { live, recovery, ears, deferred, suspect, condemned } = self;
         let Suspect { after, through, ref reason, .. } = suspect;
         tracing::error!(
             model = live.name,
@@ -78,10 +81,10 @@ impl Fallen {
         match recovery.bring_back() {
             Ok(recovered) => {
                 *live.ledger.lock() = recovered.fold.ledger().clone();
-                // Every row that is there by now may have been learned, and seen to be.
-                let known = live.stream.head();
+                // Those were learned, and seen to be.
+                let known = live.status_lent().version.sequence;
                 let driver = Driver::new(live, recovery, recovered, ears, known);
-                Ok(Driver { deferred, suspect: Some(suspect), ..driver })
+                Ok(Driver { deferred, suspect: Some(suspect), condemned, ..driver })
             }
             Err(error) => Err(Box::new((ModelError::Inconsistent(error.to_string()), deferred, ears))),
         }
@@ -102,8 +105,8 @@ impl Driver {
             self.suspect = None;
         }
         let Some(suspect) = self.suspect.take_if(|suspect| suspect.proven && suspect.after == cursor) else { return Ok(false) };
-        if !self.decisions.is_empty() {
-            // A decision of later rows is there, so a process before has learned these, and they cannot be given away any more.
+        if self.is_behind_itself() {
+            // A process before, or this one, has learned these rows and gone on: they cannot be given away any more.
             return match suspect.fell {
                 Fell::Step => {
                     let text =
@@ -114,17 +117,22 @@ impl Driver {
                 Fell::Process => Ok(false),
             };
         }
+        if self.condemned >= CONDEMNED_MAX {
+            let text = format!("steps fail whatever their rows are, since {cursor}: {}", suspect.reason);
+            return Err(ModelError::Inconsistent(text));
+        }
         self.drain()?;
         let end = self.queue.record_end(&self.live.stream, cursor + 1, self.fold.as_ref())?;
         let (through, reason) = (end.max(suspect.through), suspect.reason);
         tracing::error!(model = self.live.name, first = cursor + 1, last = through, reason, "rows are quarantined");
         let reason = reason.chars().take(REASON_CHARS_MAX).collect();
+        self.condemned += 1;
         self.decide(What::Quarantine { through, reason })?;
         Ok(true)
     }
 
     /// What is left of this driver after a panic of its fold; itself, where no step was under way that could be to blame.
-    pub(super) fn fall(self, reason: &str) -> Result<Fallen, Box<Driver>> {
+    pub(super) fn fall(mut self, reason: &str) -> Result<Fallen, Box<Driver>> {
         let after = self.flight.front().map_or(self.cursor.sequence, |passage| passage.first - 1);
         let through = self.cursor.sequence;
         if after == through {
@@ -135,7 +143,9 @@ impl Driver {
         let alone = self.flight.iter().filter(|passage| passage.rows > 0).count() == 1;
         let reason = format!("a step of these rows panicked: {reason}");
         let suspect = Suspect { after, through, proven: again && alone, fell: Fell::Step, reason };
-        let Driver { live, recovery, commands, wake, deferred, .. } = self;
-        Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, suspect })
+        // It was the fold that fell, and not the process.
+        self.attempt.rest(after);
+        let Driver { live, recovery, commands, wake, deferred, condemned, .. } = self;
+        Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, suspect, condemned })
     }
 }

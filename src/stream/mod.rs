@@ -30,7 +30,7 @@ use crate::limits;
 use crate::rows::{Rows, Target};
 
 use arrivals::Arrivals;
-use late::{Late, found, id_hash, unlabelled};
+use late::{IdHash, Late, found, id_hash, unlabelled};
 use log::{Committed, Committer, Encoded, Entry, Key, Log, LogError};
 use record::{Envelope, Label, LabelValue, Record, RecordError};
 
@@ -201,6 +201,9 @@ impl Stream {
             && let Some((from, record)) = self.read(next)?
         {
             let Record::Labels(labels) = record else { break };
+            if from > last {
+                break;
+            }
             next = from + labels.len() as u64;
             let labels = (from..).zip(labels).filter(|(_, label)| label.at.is_none());
             unmatched.extend(labels.map(|(number, label)| (number - first, label.row)));
@@ -344,16 +347,16 @@ impl Streams {
             Target::Classes(classes) => classes.into_iter().map(LabelValue::Class).collect(),
             Target::Values(values) => values.into_iter().map(LabelValue::Value).collect(),
         };
-        let labels: Vec<Label> = {
+        // Hashed before the lock, which the log's writer waits for.
+        let hashes: Vec<IdHash> = ids.iter().map(|id| id_hash(id)).collect();
+        let places: Vec<Option<Sequence>> = {
             let late = stream.late.lock();
-            let label = |(row, value): (String, LabelValue)| {
-                let at = late.find(&id_hash(&row));
-                Label { row, at, value, source: None, weight: 1.0, supersedes: None }
-            };
-            ids.into_iter().zip(values).map(label).collect()
+            hashes.iter().map(|id| late.find(id)).collect()
         };
+        let rows: Vec<(Sequence, IdHash)> = places.iter().zip(hashes).filter_map(|(at, id)| Some(((*at)?, id))).collect();
+        let label = |((row, value), at)| Label { row, at, value, source: None, weight: 1.0, supersedes: None };
+        let labels: Vec<Label> = ids.into_iter().zip(values).zip(places).map(label).collect();
         let records = labels.chunks(limits::RECORD_ROWS_MAX).map(|labels| Record::Labels(labels.to_vec()));
-        let rows = found(&labels);
         let noted = move |of: &Stream, _: Sequence| of.late.lock().label(&rows);
         self.append(stream, records.collect(), labels.len() as u64, key, noted)
     }

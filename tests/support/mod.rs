@@ -123,6 +123,19 @@ impl Client {
         }
     }
 
+    /// The model's view once it stands still.
+    pub async fn failed(&self, model: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let view = self.get(&format!("/v1/models/{model}")).await.expect(200);
+            if view["status"] == "failed" {
+                return view;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{model} goes on: {view}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The model's view once every row is decided.
     pub async fn settled(&self, model: &str) -> Value {
         let began = Instant::now();

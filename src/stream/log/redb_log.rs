@@ -110,7 +110,7 @@ impl RedbLog {
             Ok(metadata) => metadata.len(),
             Err(_) => 0,
         };
-        let is_checked = bytes < options.check_bytes_max;
+        let is_checked = bytes <= options.check_bytes_max;
         builder.set_check_integrity_on_open(is_checked);
         if !is_checked {
             tracing::info!(bytes, "the log is opened without reading it all: it is larger than log.check_bytes_max");

@@ -1,8 +1,8 @@
 //! `mustela bench crash`: the real service under load, killed at random instants and started again over the same folder, round after
 //! round, and compared with what its clients were told and with a fold that nothing interrupts.
 //!
-//! [`script`] draws a round from its seed. In [`lives`] the process is started and killed, while [`posts`], [`labels`] and [`changes`] go
-//! on at its [`door`], with [`rows`] that follow from their ids. When it has ended, [`check`] is the oracle, for which [`refold`] folds each
+//! `script` draws a round from its seed. In `lives` the process is started and killed, while `posts`, `labels` and `changes` go
+//! on at its `door`, with `rows` that follow from their ids. When it has ended, `check` is the oracle, for which `refold` folds each
 //! model's records and decisions once more.
 
 mod changes;
