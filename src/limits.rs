@@ -50,7 +50,7 @@ pub const CORESET_WINDOW_ROWS_MAX: u64 = 1024;
 pub const DRAWN_WINDOW_ROWS: u64 = 4096;
 /// Rows of the window that `random_n` draws from: the decision names each row that is kept.
 pub const DRAWN_WINDOW_ROWS_MAX: u64 = 65_536;
-/// Rows and labels that may come between a row and its late label: 64 bytes of each row are kept in memory for as long.
+/// Rows and labels that may come between a row and its late label: about 100 bytes of each row are kept in memory for as long.
 pub const LABEL_WINDOW_ROWS_MAX: u64 = 1 << 20;
 /// Labels listed in an answer because no row waits for them; the rest are only counted.
 pub const UNMATCHED_LISTED_MAX: usize = 64;

@@ -25,8 +25,8 @@ impl OnDrift {
     /// Whether a new model may have this; the reason where it may not.
     pub fn check(&self) -> Result<(), String> {
         let OnDrift { learning_rate_factor: factor, rows } = *self;
-        if !(factor > 0.0 && factor <= 1000.0) {
-            return Err(format!("on_drift: learning_rate_factor is {factor:e}, expected a number above 0, up to 1000"));
+        if !(1e-3..=1e3).contains(&factor) {
+            return Err(format!("on_drift: learning_rate_factor is {factor:e}, allowed are 0.001 to 1000"));
         }
         if !(1..=ROWS_MAX).contains(&rows) {
             return Err(format!("on_drift: rows is {rows}, allowed are 1 to {ROWS_MAX}"));
@@ -115,7 +115,7 @@ mod tests {
         let check = |learning_rate_factor, rows| OnDrift { learning_rate_factor, rows }.check();
         assert_eq!(check(3.0, 1000), Ok(()));
         for (factor, rows, word) in
-            [(0.0, 1, "is 0e0"), (-1.0, 1, "above 0"), (1e9, 1, "1e9"), (f64::NAN, 1, "NaN"), (2.0, 0, "rows is 0")]
+            [(0.0, 1, "is 0e0"), (-1.0, 1, "0.001 to 1000"), (1e9, 1, "1e9"), (f64::NAN, 1, "NaN"), (2.0, 0, "rows is 0")]
         {
             assert!(check(factor, rows).unwrap_err().contains(word), "{factor} {rows}");
         }

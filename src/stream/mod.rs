@@ -350,8 +350,13 @@ impl Streams {
         // Hashed before the lock, which the log's writer waits for.
         let hashes: Vec<IdHash> = ids.iter().map(|id| id_hash(id)).collect();
         let places: Vec<Option<Sequence>> = {
-            let late = stream.late.lock();
-            hashes.iter().map(|id| late.find(id)).collect()
+            let (late, mut found) = (stream.late.lock(), BTreeSet::new());
+            let (head, window) = (stream.head(), stream.schema.label_window());
+            // By the number that each label will have, unless other posts come between; and each row has one label.
+            let place = |(id, number): (&IdHash, Sequence)| {
+                late.find(id).filter(|row| row + window > number).filter(|row| found.insert(*row))
+            };
+            hashes.iter().zip(head + 1..).map(place).collect()
         };
         let rows: Vec<(Sequence, IdHash)> = places.iter().zip(hashes).filter_map(|(at, id)| Some(((*at)?, id))).collect();
         let label = |((row, value), at)| Label { row, at, value, source: None, weight: 1.0, supersedes: None };
@@ -370,8 +375,11 @@ impl Streams {
         key: Option<(String, [u8; 32])>,
         noted: impl FnOnce(&Stream, Sequence) + Send + 'static,
     ) -> Result<Pending, StreamError> {
-        let (stored_bytes, bytes_max) = (self.stored_bytes(), self.bytes_max);
-        if self.is_full() {
+        // Rows that wait for their labels keep the log full: labels have a little room of their own.
+        let is_labels = matches!(records.first(), Some(Record::Labels(_)));
+        let bytes_max = if is_labels { self.bytes_max + self.bytes_max / 8 } else { self.bytes_max };
+        let stored_bytes = self.stored_bytes();
+        if stored_bytes >= bytes_max {
             return Err(StreamError::Full { stored_bytes, bytes_max });
         }
         let records = records.into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;

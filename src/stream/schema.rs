@@ -38,7 +38,7 @@ pub struct Schema {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LateLabels {
-    /// A row expires when so many further rows and labels were accepted and its label was not among them.
+    /// A row expires with the window-th further row or label that is accepted, if none before was its label.
     pub window_rows: u64,
 }
 
@@ -212,8 +212,8 @@ impl Schema {
             return Err(format!("a row has {} bytes, {ROW_BYTES_MAX} are the most", self.row_bytes()));
         }
         if let Some(LateLabels { window_rows }) = self.late_labels {
-            if !(1..=LABEL_WINDOW_ROWS_MAX).contains(&window_rows) {
-                return Err(format!("late_labels: window_rows is {window_rows}, allowed are 1 to {LABEL_WINDOW_ROWS_MAX}"));
+            if !(2..=LABEL_WINDOW_ROWS_MAX).contains(&window_rows) {
+                return Err(format!("late_labels: window_rows is {window_rows}, allowed are 2 to {LABEL_WINDOW_ROWS_MAX}"));
             }
             if self.target.is_none() || self.row_id.is_none() {
                 return Err("late_labels: the schema needs a target, and a row_id by which labels name their rows".into());
@@ -358,8 +358,8 @@ mod tests {
         let whole = r#""target":{"name":"y","type":"regression"},"row_id":"i","#;
         assert!(late("", 9).unwrap_err().contains("needs a target, and a row_id"));
         assert!(late(r#""row_id":"i","#, 9).unwrap_err().contains("needs a target"));
-        assert!(late(whole, 0).unwrap_err().contains("window_rows is 0"));
-        assert!(late(whole, LABEL_WINDOW_ROWS_MAX + 1).unwrap_err().contains("allowed are 1 to 1048576"));
+        assert!(late(whole, 1).unwrap_err().contains("window_rows is 1"));
+        assert!(late(whole, LABEL_WINDOW_ROWS_MAX + 1).unwrap_err().contains("allowed are 2 to 1048576"));
         assert_eq!(late(whole, LABEL_WINDOW_ROWS_MAX), Ok(()));
     }
 
