@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use support::{Client, IN_ORDER, Process, points, points_model, points_schema};
 
@@ -71,7 +73,6 @@ async fn labels_that_flip_are_noticed_and_a_restart_keeps_the_count() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reaction_is_a_decision_that_ends_and_is_replayed_to_the_bit() {
-    let mut hashes = Vec::new();
     for kill in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let settings = [("checkpoint.interval_rows", if kill { "1000" } else { "1000000" }), IN_ORDER];
@@ -99,10 +100,11 @@ async fn a_reaction_is_a_decision_that_ends_and_is_replayed_to_the_bit() {
         let process = Process::start(folder.path(), &settings);
         let view = process.client.settled("m").await;
         assert_eq!((&view["drift"]["detected"], &view["learning_rate"]), (&json!(1), &json!(0.005)));
-        hashes.push(view["checkpoint"]["state_hash"].clone());
         assert_eq!(process.terminate(), Some(0));
+        // At which row a reaction begins is a matter of time; what the log then gives is not.
+        let verified = Command::new(env!("CARGO_BIN_EXE_mustela")).arg("verify").arg(folder.path()).output().unwrap();
+        assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
     }
-    assert_eq!(hashes[0], hashes[1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
