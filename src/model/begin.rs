@@ -12,9 +12,10 @@ use prometheus::{Histogram, IntCounter};
 use tokio::sync::watch;
 
 use super::ModelError;
+use super::asked::stand;
 use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError};
-use super::driver::{Driver, Ears, stand};
+use super::driver::{Driver, Ears};
 use super::live::{Command, Live, Progress, Published};
 use super::recovery::{Recovered, Recovery, newest_plan};
 use super::registry::{Models, Record, RegistryError, Running};

@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 use crossbeam::select;
 use prometheus::Histogram;
-use tokio::sync::oneshot;
 
+use super::asked::stand;
 use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError, Head};
 use super::choice::{by_chance, coreset, coreset_bytes};
-use super::decision::{Decision, Planned, What, same_plan};
+use super::decision::{Decision, Planned, What};
 use super::drift::Shift;
-use super::live::{ChangeError, Command, Limits, Live, Published};
+use super::live::{Command, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
 use super::queue::{Passage, Pulled, Queue};
@@ -229,24 +229,6 @@ impl Driver {
         !self.decisions.is_empty() || self.cursor < self.version()
     }
 
-    /// The next thing that a door asked.
-    fn next_command(&mut self) -> Option<Command> {
-        if !self.is_behind_itself()
-            && let Some(command) = self.deferred.pop_front()
-        {
-            return Some(command);
-        }
-        loop {
-            let command = self.commands.try_recv().ok()?;
-            match command {
-                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if self.is_behind_itself() => {
-                    self.deferred.push_back(command)
-                }
-                command => return Some(command),
-            }
-        }
-    }
-
     /// One round of the loop's work.
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
@@ -433,64 +415,6 @@ impl Driver {
         self.execute(&decision.what)
     }
 
-    fn answer(&mut self, command: Command) -> std::ops::ControlFlow<()> {
-        match command {
-            Command::Limits(limits, reply) => {
-                if !reply.is_closed() {
-                    let answer = self.limit(limits);
-                    self.conclude(reply, answer);
-                }
-            }
-            Command::Plan(wish, reply) => {
-                let answer = self.change(|driver| {
-                    let plan = driver.fold.complete_plan(&wish, driver.most_bytes())?;
-                    Ok(Some(driver.planned(true, plan)))
-                });
-                self.conclude(reply, answer);
-            }
-            Command::LearningRate(learning_rate, reply) => {
-                let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
-                self.conclude(reply, answer);
-            }
-            Command::Frontier(reply) => {
-                let drained = self.drain().and_then(|()| self.publish_if_due(true));
-                let answer = drained.map_err(|error| self.lost(error));
-                // The client may have gone.
-                drop(reply.send(answer.and_then(|()| Ok(self.fold.frontier()?))));
-            }
-            Command::Publish => self.publish_now = true,
-            Command::Stop => {
-                if let Err(error) = self.drain().and_then(|()| self.execute_due()).and_then(|()| self.checkpoint()) {
-                    tracing::error!(model = self.live.name, %error, "no checkpoint at the end; the log has it all");
-                }
-                return std::ops::ControlFlow::Break(());
-            }
-            Command::Abandon => return std::ops::ControlFlow::Break(()),
-        }
-        std::ops::ControlFlow::Continue(())
-    }
-
-    /// Tells whoever asked for a change what came of it. A fold that failed in it is not gone on with: the decision may be written.
-    fn conclude(&mut self, reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
-        if let Err(ChangeError::Failed(reason)) = &answer
-            && self.broken.is_none()
-        {
-            self.broken = Some(ModelError::Inconsistent(reason.clone()));
-        }
-        answer_to(reply, answer);
-    }
-
-    /// What a door is told of an error that ends the fold as it is; the loop sees to the rest. A fold that panicked over a step comes
-    /// back.
-    fn lost(&mut self, error: ModelError) -> ChangeError {
-        let told = match &error {
-            ModelError::Fold(FoldError::Panicked(_)) => ChangeError::Busy(self.live.name.clone()),
-            other => ChangeError::Failed(other.to_string()),
-        };
-        self.broken = Some(error);
-        told
-    }
-
     /// Notes that the model does not keep up.
     fn note_if_behind(&mut self) {
         // A row can be read from the log an instant before the stream's head says so.
@@ -501,18 +425,18 @@ impl Driver {
 
     /// What a plan is to be proposed for. How fast rows come is known only from the time since the model was last behind: before, it
     /// was the model that held up the posts.
-    fn demand(&self, most_bytes: u64) -> Demand {
+    pub(super) fn demand(&self, most_bytes: u64) -> Demand {
         Demand { budget_bytes: Some(most_bytes), row_interval: self.live.stream.row_interval(self.behind_at) }
     }
 
     /// What a plan may hold at present.
-    fn most_bytes(&self) -> u64 {
+    pub(super) fn most_bytes(&self) -> u64 {
         let status = self.live.status.lock();
         self.ground.within(status.budget_bytes).min(status.allotted_bytes.unwrap_or(u64::MAX))
     }
 
     /// A plan within the limits that hold.
-    fn planned(&self, by_hand: bool, plan: serde_json::Value) -> What {
+    pub(super) fn planned(&self, by_hand: bool, plan: serde_json::Value) -> What {
         let status = self.live.status.lock();
         What::Plan(Planned { budget_bytes: status.budget_bytes, allotted_bytes: status.allotted_bytes, by_hand, plan })
     }
@@ -541,44 +465,6 @@ impl Driver {
             }
             Err(ProposalError::Fold(error)) => Err(error.into()),
         }
-    }
-
-    /// Holds the fold to other limits. A plan that fits less than it was chosen for is still the best; and one that would be chosen
-    /// again is no decision.
-    fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
-        let Limits { budget_bytes, allotted_bytes, anew } = limits;
-        let most = self.ground.within(budget_bytes).min(allotted_bytes);
-        {
-            let mut status = self.live.status.lock();
-            let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
-            if !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most {
-                status.allotted_bytes = Some(allotted_bytes);
-                return Ok(());
-            }
-        }
-        self.change(|driver| {
-            let plan = driver.fold.propose_plan(driver.demand(most))?;
-            let mut status = driver.live.status.lock();
-            if status.budget_bytes == budget_bytes && same_plan(&status.plan, &plan) {
-                status.allotted_bytes = Some(allotted_bytes);
-                return Ok(None);
-            }
-            Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan })))
-        })
-    }
-
-    /// Drains, lets `propose` look at the fold, writes its decision down, if it has one, and carries it out.
-    fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<Option<What>, ChangeError>) -> Result<(), ChangeError> {
-        self.drain().and_then(|()| self.execute_due()).map_err(|error| self.lost(error))?;
-        let Some(what) = propose(self)? else { return Ok(()) };
-        if let Some(change) = what.change() {
-            self.fold.check(&change).map_err(ChangeError::Refused)?;
-        }
-        self.decide(what).map_err(|error| match error {
-            ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
-            other => ChangeError::Failed(other.to_string()),
-        })?;
-        self.publish_if_due(true).map_err(|error| self.lost(error))
     }
 
     pub(super) fn drain(&mut self) -> Result<(), ModelError> {
@@ -664,7 +550,7 @@ impl Driver {
 
     /// Hands readers a newer snapshot when it is time. It is begun at half the interval, so that the one that readers see is no
     /// older than the interval when the next has come through the pipeline.
-    fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
+    pub(super) fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
         let seen = self.live.published.load().version;
         let behind = seen < self.cursor || (self.changed && seen == self.cursor);
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
@@ -723,7 +609,7 @@ impl Driver {
     }
 
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
-    fn checkpoint(&mut self) -> Result<(), ModelError> {
+    pub(super) fn checkpoint(&mut self) -> Result<(), ModelError> {
         self.drain()?;
         // Readers have the newest while the disk is waited for.
         self.publish_if_due(true)?;
@@ -774,30 +660,7 @@ fn fail(live: &Live, error: &ModelError) {
     live.end();
 }
 
-/// Refuses what is asked of a model that stands still, until it is stopped or deleted.
-pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
-    for command in commands {
-        match command {
-            Command::Limits(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
-                let failure = live.status.lock().failure.clone().unwrap_or_default();
-                answer_to(reply, Err(ChangeError::Failed(failure)));
-            }
-            Command::Frontier(reply) => {
-                let failure = live.status.lock().failure.clone().unwrap_or_default();
-                drop(reply.send(Err(ChangeError::Failed(failure))));
-            }
-            Command::Publish => {}
-            Command::Stop | Command::Abandon => return,
-        }
-    }
-}
-
 /// Calls a fold. One that panics has failed in its step, wherever it was in it.
 fn guarded<T>(call: impl FnOnce() -> Result<T, FoldError>) -> Result<T, FoldError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|payload| Err(FoldError::of_panic(payload.as_ref())))
-}
-
-fn answer_to(reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
-    // The client may have gone; the change holds all the same.
-    drop(reply.send(answer));
 }

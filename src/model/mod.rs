@@ -3,10 +3,11 @@
 //! [`spec`] is what a user asks for ([`overload`]: and what is given up, by [`choice`], when too much comes; [`reaction`]: and what is
 //! done about drifts), [`kind`] turns it into a fold ([`network`] is the first), `recovery` brings its state back and `begin` starts it.
 //! `driver` is the thread that feeds the fold from the log by way of its `queue` (`late`: with the rows that wait for labels) and
-//! writes down [`decision`]s and [`checkpoint`]s; `attempt` and `suspect` find the rows over which a fold or the process falls.
+//! writes down [`decision`]s and [`checkpoint`]s (`asked`: and answers the doors); `attempt` and `suspect` find the rows over which a fold or the process falls.
 //! [`live`] is the model as the doors see it with its [`status`] and [`drift`]s, [`predict`] answers queries, [`registry`] holds them
 //! all, [`budget`] has them [`share`] what the process may hold, and [`verify`] folds a log once more.
 
+mod asked;
 mod attempt;
 mod begin;
 pub mod budget;

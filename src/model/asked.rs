@@ -1,0 +1,150 @@
+//! What doors ask of a model, and its driver's answers: limits, plans, learning rates, the frontier, and the end.
+
+use std::ops::ControlFlow;
+
+use tokio::sync::oneshot;
+
+use super::ModelError;
+use super::decision::{Planned, What, same_plan};
+use super::driver::Driver;
+use super::live::{ChangeError, Command, Limits, Live};
+use crate::fold::FoldError;
+
+impl Driver {
+    /// The next thing that a door asked.
+    pub(super) fn next_command(&mut self) -> Option<Command> {
+        if !self.is_behind_itself()
+            && let Some(command) = self.deferred.pop_front()
+        {
+            return Some(command);
+        }
+        loop {
+            let command = self.commands.try_recv().ok()?;
+            match command {
+                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if self.is_behind_itself() => {
+                    self.deferred.push_back(command)
+                }
+                command => return Some(command),
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, command: Command) -> ControlFlow<()> {
+        match command {
+            Command::Limits(limits, reply) => {
+                if !reply.is_closed() {
+                    let answer = self.limit(limits);
+                    self.conclude(reply, answer);
+                }
+            }
+            Command::Plan(wish, reply) => {
+                let answer = self.change(|driver| {
+                    let plan = driver.fold.complete_plan(&wish, driver.most_bytes())?;
+                    Ok(Some(driver.planned(true, plan)))
+                });
+                self.conclude(reply, answer);
+            }
+            Command::LearningRate(learning_rate, reply) => {
+                let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
+                self.conclude(reply, answer);
+            }
+            Command::Frontier(reply) => {
+                let drained = self.drain().and_then(|()| self.publish_if_due(true));
+                let answer = drained.map_err(|error| self.lost(error));
+                // The client may have gone.
+                drop(reply.send(answer.and_then(|()| Ok(self.fold.frontier()?))));
+            }
+            Command::Publish => self.publish_now = true,
+            Command::Stop => {
+                if let Err(error) = self.drain().and_then(|()| self.execute_due()).and_then(|()| self.checkpoint()) {
+                    tracing::error!(model = self.live.name, %error, "no checkpoint at the end; the log has it all");
+                }
+                return ControlFlow::Break(());
+            }
+            Command::Abandon => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Tells whoever asked for a change what came of it. A fold that failed in it is not gone on with: the decision may be written.
+    fn conclude(&mut self, reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
+        if let Err(ChangeError::Failed(reason)) = &answer
+            && self.broken.is_none()
+        {
+            self.broken = Some(ModelError::Inconsistent(reason.clone()));
+        }
+        answer_to(reply, answer);
+    }
+
+    /// What a door is told of an error that ends the fold as it is; the loop sees to the rest. A fold that panicked over a step comes
+    /// back.
+    fn lost(&mut self, error: ModelError) -> ChangeError {
+        let told = match &error {
+            ModelError::Fold(FoldError::Panicked(_)) => ChangeError::Busy(self.live.name.clone()),
+            other => ChangeError::Failed(other.to_string()),
+        };
+        self.broken = Some(error);
+        told
+    }
+
+    /// Holds the fold to other limits. A plan that fits less than it was chosen for is still the best; and one that would be chosen
+    /// again is no decision.
+    fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
+        let Limits { budget_bytes, allotted_bytes, anew } = limits;
+        let most = self.ground.within(budget_bytes).min(allotted_bytes);
+        {
+            let mut status = self.live.status.lock();
+            let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
+            if !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most {
+                status.allotted_bytes = Some(allotted_bytes);
+                return Ok(());
+            }
+        }
+        self.change(|driver| {
+            let plan = driver.fold.propose_plan(driver.demand(most))?;
+            let mut status = driver.live.status.lock();
+            if status.budget_bytes == budget_bytes && same_plan(&status.plan, &plan) {
+                status.allotted_bytes = Some(allotted_bytes);
+                return Ok(None);
+            }
+            Ok(Some(What::Plan(Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan })))
+        })
+    }
+
+    /// Drains, lets `propose` look at the fold, writes its decision down, if it has one, and carries it out.
+    fn change(&mut self, propose: impl FnOnce(&mut Driver) -> Result<Option<What>, ChangeError>) -> Result<(), ChangeError> {
+        self.drain().and_then(|()| self.execute_due()).map_err(|error| self.lost(error))?;
+        let Some(what) = propose(self)? else { return Ok(()) };
+        if let Some(change) = what.change() {
+            self.fold.check(&change).map_err(ChangeError::Refused)?;
+        }
+        self.decide(what).map_err(|error| match error {
+            ModelError::Storage(error) => ChangeError::Storage(error.to_string()),
+            other => ChangeError::Failed(other.to_string()),
+        })?;
+        self.publish_if_due(true).map_err(|error| self.lost(error))
+    }
+}
+
+/// Refuses what is asked of a model that stands still, until it is stopped or deleted.
+pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
+    for command in commands {
+        match command {
+            Command::Limits(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
+                let failure = live.status.lock().failure.clone().unwrap_or_default();
+                answer_to(reply, Err(ChangeError::Failed(failure)));
+            }
+            Command::Frontier(reply) => {
+                let failure = live.status.lock().failure.clone().unwrap_or_default();
+                drop(reply.send(Err(ChangeError::Failed(failure))));
+            }
+            Command::Publish => {}
+            Command::Stop | Command::Abandon => return,
+        }
+    }
+}
+
+fn answer_to(reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
+    // The client may have gone; the change holds all the same.
+    drop(reply.send(answer));
+}
