@@ -21,7 +21,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::fold::PlanError;
@@ -67,27 +67,34 @@ impl App {
     }
 }
 
-/// All routes, in groups of what a caller must be allowed to do: read, ingest, administer.
+/// Every door with its path, in groups of what a caller must be allowed to do. A table, so that a test can walk it.
+pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    let read = [
+        ("/v1/streams", get(streams::list)),
+        ("/v1/models", get(models::list)),
+        ("/v1/models/{model}/predict", post(models::predict)),
+    ];
+    let ingest = [
+        ("/v1/streams/{stream}/batches", post(streams::post_batch)),
+        ("/v1/streams/{stream}/labels", post(streams::post_labels)),
+    ];
+    let administer = [
+        ("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete)),
+        ("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete)),
+        ("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget)),
+        ("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan)),
+        ("/v1/models/{model}/frontier", get(models::get_frontier)),
+        ("/v1/memory-budget", get(memory::get).put(memory::put)),
+    ];
+    let supervise = [("/v2/health/live", get(health::live)), ("/v2/health/ready", get(health::ready))];
+    read.into_iter().chain(ingest).chain(administer).chain(supervise).collect()
+}
+
+/// All doors, and what every request passes on its way to them.
 pub fn router(app: Arc<App>) -> Router {
-    let read = Router::new()
-        .route("/v1/streams", get(streams::list))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}/predict", post(models::predict));
-    let ingest = Router::new()
-        .route("/v1/streams/{stream}/batches", post(streams::post_batch))
-        .route("/v1/streams/{stream}/labels", post(streams::post_labels));
-    let administer = Router::new()
-        .route("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete))
-        .route("/v1/models/{model}", put(models::put).get(models::get).patch(models::patch).delete(models::delete))
-        .route("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget))
-        .route("/v1/memory-budget", get(memory::get).put(memory::put))
-        .route("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan))
-        .route("/v1/models/{model}/frontier", get(models::get_frontier));
-    Router::new()
-        .merge(read)
-        .merge(ingest)
-        .merge(administer)
-        .merge(health::routes())
+    doors()
+        .into_iter()
+        .fold(Router::new(), |router, (path, door)| router.route(path, door))
         .fallback(|uri: Uri| async move { Problem::no_route(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move { Problem::method_not_allowed(&method, uri.path()) })
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
