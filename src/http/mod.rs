@@ -3,13 +3,15 @@
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and
 //! decompress it under two caps, one of `streams`,
-//! `models`, `memory` or `health`
+//! `models`, `memory`, `predict`, `inference` or `health`
 //! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
 mod health;
+mod inference;
 mod memory;
 mod models;
+mod predict;
 pub mod problem;
 mod request;
 pub mod server;
@@ -72,7 +74,7 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     let read = [
         ("/v1/streams", get(streams::list)),
         ("/v1/models", get(models::list)),
-        ("/v1/models/{model}/predict", post(models::predict)),
+        ("/v1/models/{model}/predict", post(predict::predict)),
     ];
     let ingest = [
         ("/v1/streams/{stream}/batches", post(streams::post_batch)),
@@ -86,8 +88,20 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models/{model}/frontier", get(models::get_frontier)),
         ("/v1/memory-budget", get(memory::get).put(memory::put)),
     ];
-    let supervise = [("/v2/health/live", get(health::live)), ("/v2/health/ready", get(health::ready))];
-    read.into_iter().chain(ingest).chain(administer).chain(supervise).collect()
+    // The Open Inference Protocol: it reads only.
+    let infer = [
+        ("/v2", get(inference::server)),
+        ("/v2/health/live", get(health::live)),
+        ("/v2/health/ready", get(health::ready)),
+        ("/v2/models/{model}", get(inference::model)),
+        ("/v2/models/{model}/ready", get(inference::ready)),
+        ("/v2/models/{model}/infer", post(inference::infer)),
+        ("/v2/models/{model}/versions/{version}", get(inference::model)),
+        ("/v2/models/{model}/versions/{version}/ready", get(inference::ready)),
+        ("/v2/models/{model}/versions/{version}/infer", post(inference::infer)),
+        ("/v2/repository/index", post(inference::index)),
+    ];
+    read.into_iter().chain(ingest).chain(administer).chain(infer).collect()
 }
 
 /// All doors, and what every request passes on its way to them.

@@ -1,31 +1,26 @@
-//! The doors of models: making them, looking at them, their memory budget, and asking them.
+//! The doors of models: making them, looking at them, and their memory budget.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytesize::ByteSize;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::App;
-use super::body;
 use super::problem::Problem;
 use super::request;
 use crate::allocator;
-use crate::fold::{Predictions, Score, Version};
+use crate::fold::Score;
 use crate::ledger::Part;
-use crate::limits::{PREDICT_NUMBERS_MAX, PREDICT_ROWS_MAX};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
-use crate::stream::decode::{Purpose, decode};
-use crate::stream::{Schema, StreamError};
+use crate::stream::StreamError;
 
 pub(super) async fn put(
     State(app): State<Arc<App>>,
@@ -143,95 +138,6 @@ pub(super) async fn put_budget(
         Ok(Json(memory(&live)))
     })
     .await
-}
-
-pub(super) async fn predict(
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let began = std::time::Instant::now();
-    let live = app.models.get(&name)?;
-    let format = request::format(&headers)?;
-    let bytes = body::read(&headers, body, app.body_limits).await?;
-    let stream = live.stream.clone();
-    let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
-    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / live.stream.schema.class_count().max(1));
-    if rows.count > most {
-        let detail = format!("{} rows, {most} are the most of one query to this model", rows.count);
-        return Err(Problem::unprocessable("too_many_rows", detail));
-    }
-    let answer = app.predictor.predict(live.clone(), rows).await?;
-    if !answer.predictions.is_finite() {
-        let detail = format!("model `{name}` has diverged: at version {} it predicts what is not a number", answer.version);
-        return Err(Problem::conflict("model_diverged", detail));
-    }
-    live.predict_seconds.observe(began.elapsed().as_secs_f64());
-    app.blocking(move |_| {
-        let said = Predicted {
-            model: &live.name,
-            model_version: answer.version,
-            prediction_id: Uuid::new_v4().to_string(),
-            predictions: predictions(&answer.predictions, &live.stream.schema),
-        };
-        let body = serde_json::to_vec(&said).map_err(|_| Problem::internal())?;
-        Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
-    })
-    .await
-}
-
-/// The answer to a query.
-#[derive(Debug, Serialize)]
-struct Predicted<'a> {
-    model: &'a str,
-    /// The version that answered: every row up to its sequence was learned.
-    model_version: Version,
-    /// Names this answer.
-    prediction_id: String,
-    /// In the order of the rows.
-    predictions: Vec<Prediction<'a>>,
-}
-
-/// One row's prediction.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Prediction<'a> {
-    Class {
-        class: usize,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        label: Option<&'a str>,
-        probabilities: &'a [f32],
-    },
-    Value {
-        value: f32,
-    },
-}
-
-fn predictions<'a>(predictions: &'a Predictions, schema: &'a Schema) -> Vec<Prediction<'a>> {
-    let names = schema.class_names();
-    match predictions {
-        Predictions::Classes { classes, probabilities } => probabilities
-            .chunks_exact(*classes)
-            .map(|probabilities| {
-                let class = argmax(probabilities);
-                let label = names.and_then(|names| names.get(class)).map(String::as_str);
-                Prediction::Class { class, label, probabilities }
-            })
-            .collect(),
-        Predictions::Values(values) => values.iter().map(|&value| Prediction::Value { value }).collect(),
-    }
-}
-
-/// The most probable class; the first of equals, as the trainer scores.
-fn argmax(probabilities: &[f32]) -> usize {
-    let mut best = 0;
-    for (class, probability) in probabilities.iter().enumerate() {
-        if *probability > probabilities[best] {
-            best = class;
-        }
-    }
-    best
 }
 
 /// What `GET /v1/models/{m}` says.

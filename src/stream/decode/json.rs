@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::cell::{Cell, unexpected};
 use super::table::{Slot, Table, short};
 use crate::stream::schema::Field;
 
@@ -171,40 +172,16 @@ struct Value<'t, 'a> {
 }
 
 impl Value<'_, '_> {
-    fn number(self, value: f64) {
-        match self.slot {
-            Slot::Numeric(column) => self.table.put_numeric(column, value),
-            Slot::Category(_) => self.unexpected(&format!("the number {value}")),
-            Slot::Tensor if self.depth > 0 => self.table.push_element(value),
-            Slot::Tensor => self.table.fault_at(Slot::Tensor, "a number, expected a list of numbers"),
-            Slot::Target => self.table.put_target_number(value),
-            Slot::EventTime => self.table.fault_at(Slot::EventTime, format!("{value} is not a whole number of milliseconds")),
-            Slot::RowId => self.table.fault_at(Slot::RowId, format!("{value} is neither a text nor a whole number")),
-            Slot::Unread => {}
-        }
-    }
-
-    fn whole(self, value: i128) {
-        match self.slot {
-            Slot::EventTime => match i64::try_from(value) {
-                Ok(time_ms) => self.table.put_time(time_ms),
-                Err(_) => self.table.fault_at(Slot::EventTime, format!("{value} is beyond a 64-bit number of milliseconds")),
-            },
-            Slot::RowId => self.table.put_id(value.to_string()),
-            Slot::Category(column) => self.table.put_category(column, &value.to_string()),
-            _ => self.number(value as f64),
+    /// A value that is no list: the whole of a column, or an element of a tensor.
+    fn put(self, cell: Cell<'_>) {
+        match (self.slot, self.depth) {
+            (Slot::Tensor, 1..) => cell.push_element(self.table),
+            (slot, _) => cell.put(slot, self.table),
         }
     }
 
     fn unexpected(self, found: &str) {
-        let expected = match self.slot {
-            Slot::Tensor => "a list of numbers",
-            Slot::RowId => "a text or a whole number",
-            Slot::Category(_) => "a text, a whole number, true or false",
-            Slot::Target if self.table.schema.class_names().is_some() => "a class's name or number",
-            _ => "a number",
-        };
-        self.table.fault_at(self.slot, format!("{found}, expected {expected}"));
+        unexpected(found, self.slot, self.table);
     }
 }
 
@@ -224,46 +201,32 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-        match self.slot {
-            Slot::Tensor if self.depth > 0 => self.table.push_whole(value),
-            _ => self.whole(i128::from(value)),
-        }
+        self.put(Cell::Whole(i128::from(value)));
         Ok(())
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-        self.whole(i128::from(value));
+        self.put(Cell::Whole(i128::from(value)));
         Ok(())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-        self.number(value);
+        self.put(Cell::Number(value));
         Ok(())
     }
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        match self.slot {
-            Slot::Target => self.table.put_target_word(text),
-            Slot::RowId => self.table.put_id(text.to_owned()),
-            Slot::Category(column) => self.table.put_category(column, text),
-            _ => self.unexpected(&format!("the text `{}`", short(text))),
-        }
+        self.put(Cell::Word(text));
         Ok(())
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
-        if !self.table.put_missing(self.slot) {
-            self.unexpected("null");
-        }
+        self.put(Cell::Missing);
         Ok(())
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<(), E> {
-        let text = if value { "true" } else { "false" };
-        match self.slot {
-            Slot::Category(column) => self.table.put_category(column, text),
-            _ => self.unexpected(text),
-        }
+        self.put(Cell::Flag(value));
         Ok(())
     }
 

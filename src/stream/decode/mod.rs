@@ -11,10 +11,14 @@
 //! categorical column, where a text is empty. What is missing in a column that is not optional is a fault; a label may be missing where
 //! the schema has `late_labels`.
 
+mod arrow;
+mod cell;
+mod columns;
 mod csv;
 mod json;
 mod raw;
 mod table;
+mod tensors;
 
 use std::fmt;
 
@@ -24,6 +28,8 @@ use super::Schema;
 use crate::limits::ERRORS_LISTED_MAX;
 use crate::rows::Rows;
 use table::Table;
+
+pub use tensors::{Datatype, Elements, Tensor, decode_tensors};
 
 /// How rows are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +44,13 @@ pub enum Format {
     /// then event times (i64), each where the schema has it. Not for schemas with categorical or optional columns. A target that has
     /// yet to come is 2³² − 1 as a class and NaN as a value.
     Raw,
+    /// An Arrow IPC stream: batches whose columns are named as the schema's, in any order.
+    Arrow,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 4] = [Format::Json, Format::Ndjson, Format::Csv, Format::Raw];
+    pub const ALL: [Format; 5] = [Format::Json, Format::Ndjson, Format::Csv, Format::Raw, Format::Arrow];
 
     /// The media type that means this format.
     pub fn content_type(self) -> &'static str {
@@ -51,6 +59,7 @@ impl Format {
             Format::Ndjson => "application/x-ndjson",
             Format::Csv => "text/csv",
             Format::Raw => "application/octet-stream",
+            Format::Arrow => "application/vnd.apache.arrow.stream",
         }
     }
 
@@ -139,6 +148,11 @@ pub fn decode(schema: &Schema, format: Format, body: Bytes, purpose: Purpose) ->
         Format::Json => read(schema, purpose, &body, json::rows)?,
         Format::Ndjson => read(schema, purpose, &body, json::lines)?,
         Format::Csv => read(schema, purpose, &body, csv::rows)?,
+        Format::Arrow => {
+            let mut table = Table::new(schema, purpose, body.len());
+            arrow::rows(body, &mut table);
+            table.finish()?
+        }
     };
     match rows.count {
         0 => Err(DecodeError::whole("there are no rows")),

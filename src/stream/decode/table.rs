@@ -180,6 +180,16 @@ impl<'a> Table<'a> {
         self.faults.add(None, None, reason);
     }
 
+    /// Whether anything is wrong so far.
+    pub(super) fn is_faulty(&self) -> bool {
+        self.faults.total > 0
+    }
+
+    /// Numbers in one row's features.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
     /// Whether [`Table::begin`] has ended the reading.
     pub(super) fn is_ended(&self) -> bool {
         self.is_ended

@@ -165,7 +165,7 @@ fn contents(shape: Shape, schema: &Schema, records: &[Numbered]) -> Result<Vec<S
             }
         };
         let start = rows.ids.iter().flatten().next().and_then(|id| id.parse().ok()).unwrap_or(0);
-        let sent = decode(schema, Format::Json, shape.body(Format::Json, start..start + rows.count as u64), Purpose::Learn)?;
+        let sent = decode(schema, Format::Json, shape.body(Format::Json, start..start + rows.count as u64)?, Purpose::Learn)?;
         if sent != *rows {
             complaints.push(format!("the record at {first} with the ids from {start} on is not what was sent"));
         }

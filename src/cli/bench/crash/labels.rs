@@ -69,7 +69,7 @@ impl LabelPost {
             ("idempotency-key", self.key.clone()),
         ];
         let labels: Vec<(u64, u32)> = self.labels.iter().map(|said| (said.id, said.class)).collect();
-        let body = encoding.of(shape.labels(self.format, &labels))?;
+        let body = encoding.of(shape.labels(self.format, &labels)?)?;
         Ok(Request { method: Method::POST, path: format!("/v1/streams/{DELAYED}/labels{query}"), headers, body })
     }
 

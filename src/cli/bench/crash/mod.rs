@@ -5,6 +5,7 @@
 //! on at its `door`, with `rows` that follow from their ids. When it has ended, `check` is the oracle, for which `refold` folds each
 //! model's records and decisions once more.
 
+mod arrow;
 mod changes;
 mod check;
 mod door;

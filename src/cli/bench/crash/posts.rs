@@ -54,7 +54,7 @@ impl Post {
             ("content-encoding", encoding.word().to_owned()),
             ("idempotency-key", self.key.clone()),
         ];
-        let body = encoding.of(self.shape.body(self.format, self.ids.clone()))?;
+        let body = encoding.of(self.shape.body(self.format, self.ids.clone())?)?;
         Ok(Request { method: Method::POST, path: format!("/v1/streams/{}/batches{query}", self.stream), headers, body })
     }
 

@@ -6,10 +6,12 @@
 use std::io::Write;
 use std::ops::Range;
 
+use arrow_schema::ArrowError;
 use bytes::Bytes;
 use rand_chacha::rand_core::RngCore;
 use serde_json::{Map, Value, json};
 
+use super::arrow;
 use crate::cli::Failure;
 use crate::network::random;
 use crate::stream::decode::Format;
@@ -184,26 +186,50 @@ impl Shape {
     }
 
     /// The rows `ids` in a format; the same bytes whenever it is asked.
-    pub(super) fn body(self, format: Format, ids: Range<u64>) -> Bytes {
+    ///
+    /// # Errors
+    /// A body that cannot be written, which a test rules out.
+    pub(super) fn body(self, format: Format, ids: Range<u64>) -> Result<Bytes, ArrowError> {
         let rows: Vec<Row> = ids.map(row).collect();
-        match format {
+        let body = match format {
             Format::Json => json!({ "rows": rows.iter().map(|row| self.json(row)).collect::<Vec<_>>() }).to_string().into_bytes(),
             Format::Ndjson => rows.iter().map(|row| self.json(row).to_string() + "\n").collect::<String>().into_bytes(),
             Format::Csv => self.csv(&rows).into_bytes(),
             Format::Raw => self.raw(&rows),
+            Format::Arrow => self.arrow(&rows)?,
+        };
+        Ok(body.into())
+    }
+
+    fn arrow(self, rows: &[Row]) -> Result<Vec<u8>, ArrowError> {
+        let mut columns = vec![arrow::ids("id", rows.iter().map(|row| row.id))];
+        if self == Shape::Pixels {
+            let pixels = rows.iter().flat_map(|row| row.pixels).collect();
+            columns.push(arrow::pixels("pixels", pixels, PIXELS)?);
+        } else {
+            let y = |row: &Row| (self != Shape::Mixed || !row.is_missing).then_some(row.y);
+            columns.push(arrow::numbers("x", rows.iter().map(|row| Some(row.x))));
+            columns.push(arrow::numbers("y", rows.iter().map(y)));
         }
-        .into()
+        if self == Shape::Mixed {
+            columns.push(arrow::words("word", rows.iter().map(|row| row.word)));
+        }
+        columns.push(arrow::classes("label", rows.iter().map(|row| self.class(row))));
+        arrow::stream(columns)
     }
 
     /// Labels of rows that came before, each an id and a class, in a format.
-    pub(super) fn labels(self, format: Format, labels: &[(u64, u32)]) -> Bytes {
+    ///
+    /// # Errors
+    /// As of [`Shape::body`].
+    pub(super) fn labels(self, format: Format, labels: &[(u64, u32)]) -> Result<Bytes, ArrowError> {
         let name = |class: u32| NAMES[class as usize];
         // A class is its name or its number, and an id a number or a text.
         let json = |&(id, class): &(u64, u32)| match id % 2 {
             0 => json!({ "id": id, "label": name(class) }),
             _ => json!({ "label": class, "id": id.to_string() }),
         };
-        match format {
+        let body = match format {
             Format::Json => json!({ "rows": labels.iter().map(json).collect::<Vec<_>>() }).to_string().into_bytes(),
             Format::Ndjson => labels.iter().map(|label| json(label).to_string() + "\n").collect::<String>().into_bytes(),
             Format::Csv => {
@@ -214,8 +240,12 @@ impl Shape {
                 let ids = labels.iter().flat_map(|(id, _)| id.to_le_bytes());
                 labels.iter().flat_map(|(_, class)| class.to_le_bytes()).chain(ids).collect()
             }
-        }
-        .into()
+            Format::Arrow => arrow::stream(vec![
+                arrow::words("label", labels.iter().map(|&(_, class)| name(class))),
+                arrow::ids("id", labels.iter().map(|&(id, _)| id)),
+            ])?,
+        };
+        Ok(body.into())
     }
 }
 
@@ -255,7 +285,7 @@ mod tests {
         for shape in [Shape::Points, Shape::Mixed, Shape::Pixels, Shape::Late { window: 10 }] {
             let schema: Schema = serde_json::from_value(shape.schema()).unwrap();
             schema.validate().unwrap();
-            let read = |format| decode(&schema, format, shape.body(format, 1000..1100), Purpose::Learn).unwrap();
+            let read = |format| decode(&schema, format, shape.body(format, 1000..1100).unwrap(), Purpose::Learn).unwrap();
             let first = read(Format::Json);
             assert_eq!(first.ids.as_ref().unwrap()[99], "1099");
             for format in Format::ALL.into_iter().filter(|&format| shape.comes_as(format)) {
@@ -269,7 +299,7 @@ mod tests {
         let shape = Shape::Late { window: 10 };
         let schema = serde_json::from_value::<Schema>(shape.schema()).unwrap().of_labels();
         let labels: Vec<(u64, u32)> = (1000..1100).map(|id| (id, class(id, id as u32 % 2))).collect();
-        let read = |format| decode(&schema, format, shape.labels(format, &labels), Purpose::Learn).unwrap();
+        let read = |format| decode(&schema, format, shape.labels(format, &labels).unwrap(), Purpose::Learn).unwrap();
         let first = read(Format::Json);
         let classes: Vec<u32> = labels.iter().map(|(_, class)| *class).collect();
         assert_eq!((first.count, &first.target), (100, &Some(Target::Classes(classes))));

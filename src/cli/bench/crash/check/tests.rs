@@ -54,7 +54,7 @@ fn rows_that_are_lost_doubled_moved_or_foreign_are_seen() {
 #[test]
 fn rows_that_are_not_what_was_sent_are_seen() {
     let schema: Schema = serde_json::from_value(Shape::Points.schema()).unwrap();
-    let read = |ids| decode(&schema, Format::Json, Shape::Points.body(Format::Json, ids), Purpose::Learn).unwrap();
+    let read = |ids| decode(&schema, Format::Json, Shape::Points.body(Format::Json, ids).unwrap(), Purpose::Learn).unwrap();
     let contents = |rows: Rows| contents(Shape::Points, &schema, &[(1, Record::Rows(rows))]).unwrap().len();
     assert_eq!(contents(read(5..9)), 0);
     let mut other = read(5..9);
@@ -121,7 +121,7 @@ fn learning_rates_that_are_forgotten_or_invented_are_seen() {
 /// A row that came with its label, two without, labels of these, and a batch that was given up.
 fn late() -> (Vec<LabelPost>, Vec<Numbered>) {
     let schema: Schema = serde_json::from_value(LATE.schema()).unwrap();
-    let read = |ids| Record::Rows(decode(&schema, Format::Json, LATE.body(Format::Json, ids), Purpose::Learn).unwrap());
+    let read = |ids| Record::Rows(decode(&schema, Format::Json, LATE.body(Format::Json, ids).unwrap(), Purpose::Learn).unwrap());
     let label = |id: u64, class, at| Label {
         row: id.to_string(),
         at,

@@ -31,7 +31,7 @@ fn quarantine(at: Sequence, through: Sequence) -> Decision {
 /// The rows of these ids, in one record.
 fn rows(shape: Shape, ids: impl IntoIterator<Item = u64>) -> Record {
     let schema: Schema = serde_json::from_value(shape.schema()).unwrap();
-    let one = |id| decode(&schema, Format::Json, shape.body(Format::Json, id..id + 1), Purpose::Learn).unwrap();
+    let one = |id| decode(&schema, Format::Json, shape.body(Format::Json, id..id + 1).unwrap(), Purpose::Learn).unwrap();
     let rows: Vec<Rows> = ids.into_iter().map(one).collect();
     Record::Rows(Rows::concatenate(&rows.iter().collect::<Vec<_>>()).unwrap())
 }

@@ -1,0 +1,263 @@
+//! Inference requests: a JSON head, and behind it, where the head says so, the bytes of tensors.
+
+use std::fmt;
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::super::problem::Problem;
+use super::outputs::{Asked, Wanted};
+use crate::limits::{FIELDS_MAX, LABEL_BYTES_MAX};
+use crate::stream::Schema;
+use crate::stream::decode::{Datatype, Elements, Tensor};
+
+/// The header that says how long the JSON head is; bytes of tensors follow it.
+pub(super) const HEAD_BYTES: &str = "inference-header-content-length";
+
+/// What was asked, about which tensors.
+pub(super) struct Request {
+    pub(super) inputs: Vec<Tensor>,
+    pub(super) asked: Asked,
+}
+
+/// The JSON head. Members that it does not know are passed over, as the protocol has it.
+#[derive(Deserialize)]
+struct Head<'a> {
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    inputs: Vec<Input<'a>>,
+    #[serde(default)]
+    outputs: Vec<Output>,
+}
+
+#[derive(Default, Deserialize)]
+struct Parameters {
+    /// Of an input: how many bytes of the body's end are its elements.
+    binary_data_size: Option<usize>,
+    /// Of a request: whether outputs are to come as bytes.
+    binary_data_output: Option<bool>,
+    /// Of an output: the same for it.
+    binary_data: Option<bool>,
+    /// Of an output: an extension that this server lacks.
+    classification: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Input<'a> {
+    name: String,
+    shape: Vec<usize>,
+    datatype: String,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Output {
+    name: String,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+/// How long the head is; none where it is the whole body.
+pub(super) fn head_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
+    let Some(value) = headers.get(HEAD_BYTES) else { return Ok(None) };
+    let bytes = value.to_str().ok().and_then(|text| text.parse().ok());
+    let wrong = || Problem::bad_request("invalid_header", format!("{HEAD_BYTES} is not a number of bytes"));
+    bytes.map(Some).ok_or_else(wrong)
+}
+
+/// Reads a request to a model of a stream with `schema`.
+pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> Result<Request, Problem> {
+    let head_bytes = head_bytes.unwrap_or(body.len());
+    let Some(head) = body.get(..head_bytes) else {
+        let detail = format!("{HEAD_BYTES} is {head_bytes}, and the body has {} bytes", body.len());
+        return Err(Problem::bad_request("invalid_header", detail));
+    };
+    let head: Head<'_> = serde_json::from_slice(head).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
+        _ => Problem::bad_request("invalid_json", error.to_string()),
+    })?;
+    if head.inputs.len() > FIELDS_MAX {
+        return Err(Problem::unprocessable("invalid_inputs", format!("more than {FIELDS_MAX} inputs")));
+    }
+    let mut tail = body.slice(head_bytes..);
+    let mut inputs = Vec::with_capacity(head.inputs.len());
+    for input in head.inputs {
+        // Looked at before its elements are, which are only read for a field.
+        if !schema.fields.iter().any(|field| field.name() == input.name) {
+            return Err(wrong(&input.name, "the model has no such input"));
+        }
+        inputs.push(tensor(input, &mut tail)?);
+    }
+    if !tail.is_empty() {
+        let detail = format!("{} bytes at the end of the body belong to no input", tail.len());
+        return Err(Problem::unprocessable("invalid_inputs", detail));
+    }
+    let as_bytes = head.parameters.binary_data_output.unwrap_or(false);
+    let wanted = |output: Output| match output.parameters.classification {
+        Some(_) => Err(wrong(&output.name, "the classification extension is not there: ask for `class` and `label`")),
+        None => Ok(Wanted { name: output.name, as_bytes: output.parameters.binary_data.unwrap_or(as_bytes) }),
+    };
+    let outputs = head.outputs.into_iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
+    Ok(Request { inputs, asked: Asked { id: head.id, outputs, as_bytes } })
+}
+
+fn wrong(input: &str, reason: impl fmt::Display) -> Problem {
+    let name: String = input.chars().take(LABEL_BYTES_MAX).collect();
+    Problem::unprocessable("invalid_inputs", format!("`{name}`: {reason}")).with("name", name)
+}
+
+/// An input as a tensor that has as many elements as its shape says.
+fn tensor(input: Input<'_>, tail: &mut Bytes) -> Result<Tensor, Problem> {
+    let Input { name, shape, datatype, parameters, data } = input;
+    let of = Datatype::from_name(&datatype).ok_or_else(|| wrong(&name, format!("elements of type `{datatype}` are not read")))?;
+    let count = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    let count = count.ok_or_else(|| wrong(&name, "its shape is too large"))?;
+    let elements = match (parameters.binary_data_size, data) {
+        (Some(size), None) if size > tail.len() => {
+            return Err(wrong(&name, format!("binary_data_size is {size}, and {} bytes of the body are left", tail.len())));
+        }
+        (Some(size), None) => binary(of, tail.split_to(size)).map_err(|reason| wrong(&name, reason))?,
+        (None, Some(data)) => listed(of, data, count).map_err(|reason| wrong(&name, reason))?,
+        _ => return Err(wrong(&name, "either `data` or `parameters.binary_data_size` has to be there")),
+    };
+    if elements.count() != count {
+        return Err(wrong(&name, format!("{} elements, and the shape {shape:?} has {count}", elements.count())));
+    }
+    Ok(Tensor { name, shape, elements })
+}
+
+/// Elements as bytes; texts each behind their length.
+fn binary(of: Datatype, mut bytes: Bytes) -> Result<Elements, String> {
+    if let Some(size) = of.bytes() {
+        if !bytes.len().is_multiple_of(size) {
+            return Err(format!("{} bytes are no whole number of elements of {size} bytes", bytes.len()));
+        }
+        return Ok(Elements::Fixed(of, bytes));
+    }
+    let mut words = Vec::new();
+    while !bytes.is_empty() {
+        let number = words.len();
+        let length = bytes.first_chunk().map(|length| u32::from_le_bytes(*length) as usize);
+        let Some(length) = length.filter(|&length| length <= bytes.len() - 4) else {
+            return Err(format!("element {number} is longer than the bytes that are left"));
+        };
+        let text = bytes.split_to(4 + length).split_off(4);
+        words.push(String::from_utf8(text.into()).map_err(|_| format!("element {number} is not UTF-8"))?);
+    }
+    Ok(Elements::Words(words))
+}
+
+/// Elements as JSON, flat or nested as the shape is; no more than `count`.
+fn listed(of: Datatype, data: &RawValue, count: usize) -> Result<Elements, String> {
+    let mut list = List { of, bytes: Vec::new(), words: Vec::new(), left: count };
+    let mut deserializer = serde_json::Deserializer::from_str(data.get());
+    (&mut list).deserialize(&mut deserializer).map_err(|error| format!("data: {error}"))?;
+    Ok(if of == Datatype::Bytes { Elements::Words(list.words) } else { Elements::Fixed(of, list.bytes.into()) })
+}
+
+struct List {
+    of: Datatype,
+    bytes: Vec<u8>,
+    words: Vec<String>,
+    left: usize,
+}
+
+impl List {
+    fn whole<E: serde::de::Error>(&mut self, value: i128) -> Result<(), E> {
+        let fits = |bytes: usize, signed: bool| {
+            let bits = bytes * 8;
+            let (least, most) =
+                if signed { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
+            (least..=most).contains(&value)
+        };
+        let size = match self.of {
+            Datatype::Bool if fits(1, false) && value <= 1 => 1,
+            Datatype::Uint(size) if fits(size, false) => size,
+            Datatype::Int(size) if fits(size, true) => size,
+            Datatype::Fp(_) => return self.number(value as f64),
+            _ => return Err(E::custom(format!("{value} is not of the input's datatype"))),
+        };
+        self.push(&value.to_le_bytes()[..size])
+    }
+
+    fn number<E: serde::de::Error>(&mut self, value: f64) -> Result<(), E> {
+        match self.of {
+            Datatype::Fp(4) => self.push(&(value as f32).to_le_bytes()),
+            Datatype::Fp(_) => self.push(&value.to_le_bytes()),
+            _ => Err(E::custom(format!("{value} is not of the input's datatype"))),
+        }
+    }
+
+    fn count<E: serde::de::Error>(&mut self) -> Result<(), E> {
+        self.left = self.left.checked_sub(1).ok_or_else(|| E::custom("more elements than the shape has"))?;
+        Ok(())
+    }
+
+    fn push<E: serde::de::Error>(&mut self, element: &[u8]) -> Result<(), E> {
+        self.count()?;
+        self.bytes.extend_from_slice(element);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut List {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut List {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("elements of the input's datatype")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element_seed(&mut *self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
+        self.whole(i128::from(value))
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
+        self.whole(i128::from(value))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
+        self.number(value)
+    }
+
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
+        match self.of {
+            Datatype::Bool => self.push(&[u8::from(value)]),
+            _ => Err(E::custom(format!("{value} is not of the input's datatype"))),
+        }
+    }
+
+    /// A number that is missing: what NaN says among bytes.
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.number(f64::NAN)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        if self.of != Datatype::Bytes {
+            return Err(E::custom("a text is not of the input's datatype"));
+        }
+        self.count()?;
+        self.words.push(text.to_owned());
+        Ok(())
+    }
+}
