@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Holds the doors to stock clients of other projects, in less than a minute once they are installed:
+#   tests/clients/check.sh MUSTELA_BINARY
+# a service on free ports and a temporary folder, and check.py against it: tritonclient, pyarrow, polars and openai from PyPI, unchanged. Needs
+# python3 with venv; the clients go to a temporary environment, or to the one that $CLIENTS_VENV names, which is kept.
+set -euo pipefail
+
+if [[ $# -ne 1 || ! -x $1 ]]; then
+    echo "usage: $0 MUSTELA_BINARY" >&2
+    exit 64
+fi
+binary=$(realpath "$1")
+cd "$(dirname "$0")"
+temporary=$(mktemp -d)
+service=
+
+finish() {
+    status=$?
+    trap - EXIT
+    if [[ -n $service ]]; then
+        kill "$service" 2>/dev/null || true
+        wait "$service" 2>/dev/null || true
+    fi
+    ((status)) && [[ -s $temporary/service.log ]] && tail -n 20 "$temporary/service.log" >&2
+    rm -rf "$temporary"
+    ((status)) || echo "clients: all passed in ${SECONDS} s"
+    exit "$status"
+}
+trap finish EXIT
+
+venv=${CLIENTS_VENV:-$temporary/venv}
+[[ -x $venv/bin/python ]] || python3 -m venv "$venv"
+"$venv/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt
+
+MUSTELA_LOG=warn "$binary" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --data-dir "$temporary/data" \
+    >"$temporary/addresses" 2>"$temporary/service.log" &
+service=$!
+for _ in {1..100}; do
+    doors=$(sed -n 's/.*doors at //p' "$temporary/addresses")
+    [[ -n $doors ]] && break
+    sleep 0.1
+done
+if [[ -z $doors ]]; then
+    echo "the service did not start" >&2
+    exit 1
+fi
+"$venv/bin/python" check.py "$doors"
