@@ -41,8 +41,14 @@ const KILLED_AT: u64 = 75;
 /// Time between two looks at the model.
 const LOOK: Duration = Duration::from_millis(25);
 
+const HELP: &str = "\
+Examples:
+  mustela demo           all of it, then nothing is left
+  mustela demo --keep    leave the service up, to look at its live page and its doors";
+
 /// Flags of `demo`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
     /// Leave the service up at the end and print its addresses
     #[arg(long)]

@@ -29,8 +29,16 @@ use crate::model::spec::ModelSpec;
 use crate::rows::Rows;
 use crate::stream::Schema;
 
+const HELP: &str = "\
+Examples:
+  mustela plan stream.json model.json                    the best plan, its bytes by part beside those of a trial
+  mustela plan stream.json model.json --budget 8MiB      the best plan that fits
+  mustela plan stream.json model.json --frontier         every plan worth having
+  mustela plan stream.json model.json --frontier --plot frontier.svg";
+
 /// Flags of `plan`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
     /// The stream: a file with the body of PUT /v1/streams/{s}
     stream: PathBuf,
@@ -45,7 +53,7 @@ pub(super) struct Arguments {
     /// Steps of the trial
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
-    /// Instead of one plan and its trial, every plan that no other beats in both bytes and adaptation rate
+    /// List every plan that no other beats in both bytes and adaptation rate, instead of one plan and its trial
     #[arg(long, conflicts_with_all = ["plan", "budget", "steps"])]
     frontier: bool,
     /// Draw the frontier to this file, as SVG

@@ -150,7 +150,8 @@ async fn tell(service: &Service, model: &str) -> Result<(), Failure> {
     };
     println!(
         "model {model} is at version {} and predicted {} rows before it learned them, {score}",
-        view["version"]["sequence"], online["rows"]
+        view["version"].as_str().unwrap_or_default(),
+        online["rows"]
     );
     println!("  {}{path}", service.base());
     Ok(())

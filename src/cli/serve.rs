@@ -48,6 +48,12 @@ const EX_IOERR: u8 = 74;
 const EX_TEMPFAIL: u8 = 75;
 
 const EXIT_HELP: &str = "\
+Examples:
+  mustela serve                                      doors at 127.0.0.1:7070, data in ./mustela-data
+  mustela serve --config mustela.toml                `mustela config` prints a file to begin with
+  mustela serve --set memory.ceiling=2GiB --set compute.threads=4
+  MUSTELA_MEMORY__CEILING=2GiB mustela serve
+
 Exit status:
    0  ended by a signal, with all that was acknowledged on disk
   64  a wrong flag, key or value

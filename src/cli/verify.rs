@@ -19,6 +19,10 @@ use crate::stream::Streams;
 use crate::stream::log::{self, Committer, Hooks, LogError, Options, RedbLog};
 
 const EXIT_HELP: &str = "\
+Examples:
+  mustela verify ./mustela-data
+  mustela verify ./mustela-data --model flights --json
+
 Exit status:
    0  every checkpoint is what the log gives
   65  one is not, or cannot be read, or a model's log cannot be folded
