@@ -10,6 +10,8 @@ use crate::stream::schema::{Classes, Field, Target};
 
 /// A target of whole numbers has classes where it has at most so many different ones, and is a quantity where it has more.
 const WHOLE_CLASSES_MAX: usize = 32;
+/// From so many rows on words that all differ are names of rows.
+const NAMES_MIN: usize = 20;
 /// Buckets of a column of few words, as where a schema says nothing.
 const BUCKETS_MIN: usize = 256;
 
@@ -29,7 +31,9 @@ struct Column {
     whole: usize,
     /// The first cell that is neither a number nor empty, and its line.
     word: Option<(String, u64)>,
+    /// Of a column of numbers that is not to be learned the first few: of many rows all would take much memory.
     distinct: BTreeSet<String>,
+    is_target: bool,
 }
 
 impl Column {
@@ -44,7 +48,8 @@ impl Column {
             _ if self.word.is_none() => self.word = Some((cell.to_owned(), line)),
             _ => {}
         }
-        if !self.distinct.contains(cell) {
+        let is_kept = self.is_target || !self.is_numeric() || self.distinct.len() <= WHOLE_CLASSES_MAX;
+        if is_kept && !self.distinct.contains(cell) {
             self.distinct.insert(cell.to_owned());
         }
     }
@@ -61,6 +66,21 @@ impl Column {
         // Twice as many buckets as words, so that few words share one.
         let buckets = (2 * self.distinct.len()).next_power_of_two().clamp(BUCKETS_MIN, CATEGORY_BUCKETS_MAX);
         Field::Categorical { name, buckets, optional }
+    }
+
+    /// What is odd about words of which `rows` rows have one each.
+    fn note(&self, name: &str, rows: usize) -> Option<String> {
+        let (word, line) = self.word.as_ref()?;
+        if self.numbers > 0 {
+            return Some(format!(
+                "column `{name}` is taken for words because of `{word}` in line {line}: where it is a number that is missing, leave \
+                 the cell empty"
+            ));
+        }
+        let is_name = self.distinct.len() == rows && rows >= NAMES_MIN;
+        is_name.then(|| {
+            format!("column `{name}` has another word in each row, and nothing can be learned of it: say --row-id {name}, or take it out")
+        })
     }
 
     fn target(&self, name: String) -> Result<Target, String> {
@@ -98,9 +118,11 @@ pub(super) fn schema(file: &[u8], target: &str, row_id: Option<&str>) -> Result<
             return Err(format!("the file has no column `{wanted}`, but {}", names.join(", ")).into());
         }
     }
-    let mut columns: Vec<Column> = names.iter().map(|_| Column::default()).collect();
+    let mut columns: Vec<Column> = names.iter().map(|name| Column { is_target: name == target, ..Column::default() }).collect();
     let mut record = csv::StringRecord::new();
+    let mut rows = 0;
     while reader.read_record(&mut record)? {
+        rows += 1;
         let line = record.position().map_or(0, csv::Position::line);
         for (column, cell) in columns.iter_mut().zip(&record) {
             column.see(cell, line);
@@ -113,12 +135,7 @@ pub(super) fn schema(file: &[u8], target: &str, row_id: Option<&str>) -> Result<
         if row_id == Some(name.as_str()) {
             continue;
         }
-        if let (Some((word, line)), true) = (&column.word, column.numbers > 0) {
-            notes.push(format!(
-                "column `{name}` is taken for words because of `{word}` in line {line}: where it is a number that is missing, leave \
-                 the cell empty"
-            ));
-        }
+        notes.extend(column.note(&name, rows));
         match name == target {
             true => schema.target = Some(column.target(name)?),
             false => schema.fields.push(column.field(name)),
@@ -191,6 +208,16 @@ mod tests {
         let rows: String = (0..1000).map(|row| format!("w{row},{}\n", row % 2)).collect();
         let found = inferred(&format!("x,y\n{rows}"), "y");
         assert!(matches!(found.schema.fields[0], Field::Categorical { buckets: 2048, .. }), "{:?}", found.schema);
+    }
+
+    #[test]
+    fn names_of_rows_are_noticed() {
+        let file = |rows: usize, same: usize| -> String {
+            (0..rows).map(|row| format!("w{},{}\n", row / same, row % 2)).collect::<Vec<_>>().concat()
+        };
+        let notes = |rows, same| inferred(&format!("x,y\n{}", file(rows, same)), "y").notes;
+        assert!(notes(NAMES_MIN, 1)[0].contains("--row-id x"));
+        assert!(notes(NAMES_MIN - 1, 1).is_empty() && notes(NAMES_MIN, 2).is_empty());
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn markdown() -> Result<String, ConfigError> {
     let ranges = config.ranges();
     let (introduction, keys) = read();
     let mut page = format!(
-        "# Configuration\n\n<!-- Made from config/mustela.toml and the ranges in src/config.rs by `{RENEW}`. -->\n\n{introduction}\n\n\
+        "# Configuration\n\n<!-- Made from config/mustela.toml and the ranges in src/config.rs by `{RENEW}`. -->\n\n{introduction}\n\
          `mustela config` prints the annotated default, from which a file of your own can be made. A key or a value that is wrong \
          ends `mustela serve` with the exit status 64, before anything is opened, and says which, from where, and what was expected.\n"
     );
@@ -118,7 +118,10 @@ mod tests {
     fn every_key_is_there_with_what_it_does() {
         let page = markdown().unwrap();
         let (introduction, keys) = read();
-        assert!(introduction.contains("Later ones win") && introduction.ends_with("```\n\nThe unit is the last word of a key. Sizes (`…bytes…`) are numbers of bytes, or text such as \"64MiB\" (1024s) or \"64MB\" (1000s).\nNumbers are whole and not negative. Memory budgets, of models and of all of them together, are not set here but at the doors,\nwhile the service runs.\n"), "{introduction}");
+        for said in ["Later ones win", "\n```text\nenvironment: MUSTELA_ and", "```\n\nThe unit is the last word"] {
+            assert!(introduction.contains(said), "{said} is not in: {introduction}");
+        }
+        assert_eq!(introduction.matches("```").count(), 2);
         for key in &keys {
             assert!(!key.meaning.is_empty(), "{}", key.path());
             assert_eq!(page.matches(&format!("| `{}`<br>`{}`", key.path(), key.default)).count(), 1, "{}", key.path());
