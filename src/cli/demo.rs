@@ -54,7 +54,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     keep: bool,
     /// Keep everything durable here; a temporary folder otherwise
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// Rows to post
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(640..=10_000))]

@@ -47,13 +47,13 @@ struct Arguments {
 enum Command {
     /// Serve: learn from streams and answer queries until SIGTERM or Ctrl-C
     Serve(serve::Arguments),
-    /// See it all in under a minute: a real image stream, a live model, a changed budget, a crash, and queries throughout
+    /// See it all in under a minute: images, a live model, a changed budget, a crash, and queries throughout
     Demo(demo::Arguments),
     /// Post a file of rows to a running service, and make a stream and a model for it if asked to
     Replay(replay::Arguments),
     /// Ask a running service whether it takes work; the answer is the exit status
     Health(health::Arguments),
-    /// Reckon what a model would hold under a plan, and try it: planned, used and allocated bytes; or list all plans worth having
+    /// Reckon what a model would hold under a plan and try it, or list all plans worth having
     Plan(plan::Arguments),
     /// Look at the checkpoints of a model
     Checkpoint(checkpoint::Arguments),

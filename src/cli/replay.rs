@@ -36,10 +36,10 @@ const LOOK_MAX: Duration = Duration::from_secs(600);
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Rows: CSV with a header, NDJSON, or IDX images (the last may be gzipped)
+    /// The rows: CSV with a header, NDJSON, or IDX images (the last may be gzipped)
     file: PathBuf,
     /// The stream to post to; it must exist, unless --target makes it
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     stream: String,
     /// Make the stream first, with a schema that is read off the columns of the CSV; this one is to be learned
     #[arg(long, value_name = "COLUMN")]
@@ -47,20 +47,20 @@ pub(super) struct Arguments {
     /// The column that names the rows, which nothing is learned from
     #[arg(long, value_name = "COLUMN", requires = "target")]
     row_id: Option<String>,
-    /// Make a model of the stream first, with all defaults, and say at the end how well it predicted
+    /// Make a model of the stream first, with all defaults and one row a step, and say at the end how well it predicted
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// Rows a second; 0 posts as fast as they are taken
-    #[arg(long, default_value_t = 0.0, value_parser = rate)]
+    #[arg(long, value_name = "ROWS_A_SECOND", default_value_t = 0.0, value_parser = rate)]
     rate: f64,
     /// Rows of a batch
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "ROWS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Batches under way at once; more than one may change their order
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     connections: u32,
     /// The labels of IDX images
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// What the file is; told by its name where it is left out
     #[arg(long)]
@@ -123,7 +123,9 @@ async fn make(arguments: &Arguments, service: &Service, inferred: Option<Inferre
         println!("stream {stream}: {schema}");
     }
     if let Some(model) = &arguments.model {
-        service.put(&format!("/v1/models/{model}"), &json!({ "kind": "network", "stream": stream })).await?;
+        // A file has few rows beside a stream: of steps of 64 it would have so few that little is learned of it.
+        let spec = json!({ "kind": "network", "stream": stream, "step_rows": 1 });
+        service.put(&format!("/v1/models/{model}"), &spec).await?;
         println!("model {model} learns from it");
     }
     Ok(())

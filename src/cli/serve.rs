@@ -67,18 +67,18 @@ Exit status:
 #[command(after_help = EXIT_HELP)]
 pub struct Arguments {
     /// Configuration file; what it leaves out keeps its default
-    #[arg(long, env = "MUSTELA_CONFIG")]
+    #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the doors; port 0 takes a free one and prints it
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
     /// Address of /metrics; port 0 takes a free one and prints it
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
     /// Folder of everything durable
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Sets any key of the configuration; may be given several times
+    /// Set any key of the configuration; may be given several times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = config::parse_setting)]
     settings: Vec<(String, String)>,
 }

@@ -35,10 +35,10 @@ pub(super) struct Arguments {
     /// The data folder; no service may be running on it
     data_dir: PathBuf,
     /// Configuration file of the service
-    #[arg(long, env = "MUSTELA_CONFIG")]
+    #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Only this model
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// One JSON document instead of lines
     #[arg(long)]

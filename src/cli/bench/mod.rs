@@ -33,17 +33,15 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure the training step beside candle's autograd on one thread, pipelines beside independent replicas on all, and rows a second
-    /// and queries of the whole service
+    /// Measure the training step beside candle's autograd, pipelines beside replicas, and the whole service
     Engine(engine::Arguments),
-    /// Try the planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
+    /// Try the planner's plans at ten budgets, reckoned and measured, beside fifty random plans
     Planner(planner::Arguments),
-    /// Run Ferret's comparison on a virtual clock: online accuracy and memory of skip policies and pipelines on streams that do not wait
+    /// Run Ferret's comparison on a virtual clock: accuracy and memory of systems on streams that do not wait
     Online(Box<online::Arguments>),
-    /// Kill a service at random instants under load and start it again, and compare it with what its clients were told and with a
-    /// fold that nothing interrupts
+    /// Kill a service at random under load and start it again: is all there that was promised, to the bit?
     Crash(crash::Arguments),
-    /// Take a live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
+    /// Take a live model's memory budget down to the smallest and up again under full load
     Sweep(sweep::Arguments),
 }
 
