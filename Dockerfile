@@ -29,6 +29,7 @@ USER 65532:65532
 # SIGTERM begins the draining; give it longer than http.shutdown_seconds: `docker stop -t 30`.
 STOPSIGNAL SIGTERM
 # There is no shell or client here to ask with, so the binary asks. A start takes as long as a large log takes to be checked.
+# Where you move the doors, set MUSTELA_URL too.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 CMD ["/usr/local/bin/mustela", "health"]
 ENTRYPOINT ["/usr/local/bin/mustela"]
 CMD ["serve"]

@@ -181,6 +181,12 @@ mod tests {
     }
 
     #[test]
+    fn what_spreadsheets_write_is_read() {
+        let found = inferred("\u{feff}\"x\",y\r\n1,2.5\r\n", "y");
+        assert_eq!(found.schema.columns().collect::<Vec<_>>(), ["x", "y"]);
+    }
+
+    #[test]
     fn what_floats_know_as_words_are_words() {
         for word in ["NaN", "inf", "1e39", "NA"] {
             let found = inferred(&format!("x,y\n1,0\n{word},1\n"), "y");

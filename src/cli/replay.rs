@@ -299,6 +299,12 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_of_the_byte_order_is_no_part_of_a_name() {
+        let batches = records("\u{feff}a\n1\n2\n".as_bytes(), 1).unwrap();
+        assert_eq!(bodies(&batches), [("\u{feff}a\n1\n", 1), ("\u{feff}a\n2\n", 1)]);
+    }
+
+    #[test]
     fn json_lines_are_batched() {
         assert_eq!(bodies(&lines(b"{}\n\n[]\n1", 2).unwrap()), [("{}\n[]\n", 2), ("1\n", 1)]);
     }
