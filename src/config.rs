@@ -4,6 +4,7 @@
 //! value (text, whole number, size) is the kind that is expected. What is wrong is said with key, value, where it came from, and
 //! what was expected, before anything is opened.
 
+pub mod document;
 mod sources;
 
 use std::net::SocketAddr;

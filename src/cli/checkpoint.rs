@@ -8,8 +8,13 @@ use super::Failure;
 use crate::disk::FileSystem;
 use crate::model::checkpoint::Store;
 
+const HELP: &str = "\
+Example:
+  mustela checkpoint inspect mustela-data/models/1 --tensors";
+
 /// Flags of `checkpoint`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,

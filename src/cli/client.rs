@@ -50,6 +50,11 @@ impl Service {
         Service { eager: true, ..self }
     }
 
+    /// Where its doors are.
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base))
     }

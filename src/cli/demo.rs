@@ -41,14 +41,20 @@ const KILLED_AT: u64 = 75;
 /// Time between two looks at the model.
 const LOOK: Duration = Duration::from_millis(25);
 
+const HELP: &str = "\
+Examples:
+  mustela demo           all of it, then nothing is left
+  mustela demo --keep    leave the service up, to look at its live page and its doors";
+
 /// Flags of `demo`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
     /// Leave the service up at the end and print its addresses
     #[arg(long)]
     keep: bool,
     /// Keep everything durable here; a temporary folder otherwise
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
     /// Rows to post
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(640..=10_000))]

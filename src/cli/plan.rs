@@ -29,23 +29,31 @@ use crate::model::spec::ModelSpec;
 use crate::rows::Rows;
 use crate::stream::Schema;
 
+const HELP: &str = "\
+Examples:
+  mustela plan stream.json model.json                    the best plan, its bytes by part beside those of a trial
+  mustela plan stream.json model.json --budget 8MiB      the best plan that fits
+  mustela plan stream.json model.json --frontier         every plan worth having
+  mustela plan stream.json model.json --frontier --plot frontier.svg";
+
 /// Flags of `plan`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
     /// The stream: a file with the body of PUT /v1/streams/{s}
     stream: PathBuf,
     /// The model: a file with the body of PUT /v1/models/{m}; what it leaves out is as in the built-in configuration
     model: PathBuf,
     /// A plan by hand: a file with the body of PUT /v1/models/{m}/plan; without it, the best that fits the budget
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// The budget, such as 64MiB; without it the model's own, or none
-    #[arg(long)]
+    #[arg(long, value_name = "SIZE")]
     budget: Option<ByteSize>,
     /// Steps of the trial
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
-    /// Instead of one plan and its trial, every plan that no other beats in both bytes and adaptation rate
+    /// List every plan that no other beats in both bytes and adaptation rate, instead of one plan and its trial
     #[arg(long, conflicts_with_all = ["plan", "budget", "steps"])]
     frontier: bool,
     /// Draw the frontier to this file, as SVG

@@ -1,4 +1,5 @@
-//! `mustela replay`: posts a file of rows to a running service, at a rate.
+//! `mustela replay`: posts a file of rows to a running service, at a rate. Of a CSV it can also make the stream, and a model with all
+//! defaults, so that it is one command from a file to a live model.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -7,33 +8,59 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Failure;
 use super::client::{Batch, Service};
 use super::idx::Idx;
+use super::infer::{self, Inferred};
+use super::{Failure, complain};
+
+const HELP: &str = "\
+Examples:
+  mustela replay mine.csv --stream mine --target label --model mine
+                                       make a stream of the CSV's columns and a model that learns `label`
+  mustela replay mine.csv --stream mine --rate 1000
+                                       post to a stream that is there, 1,000 rows a second
+  mustela replay t10k-images-idx3-ubyte.gz --labels t10k-labels-idx1-ubyte.gz --stream fashion
+
+Rows are sent again where the service is full or away, and count once.";
+
+/// Between two looks whether the model has learned all that was posted, and the longest to look.
+const LOOK: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_secs(600);
 
 /// Flags of `replay`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct Arguments {
-    /// Rows: CSV with a header, NDJSON, or IDX images (the last may be gzipped)
+    /// The rows: CSV with a header, NDJSON, or IDX images (the last may be gzipped)
     file: PathBuf,
-    /// The stream to post to; it must exist
-    #[arg(long)]
+    /// The stream to post to; it must exist, unless --target makes it
+    #[arg(long, value_name = "NAME")]
     stream: String,
+    /// Make the stream first, with a schema that is read off the columns of the CSV; this one is to be learned
+    #[arg(long, value_name = "COLUMN")]
+    target: Option<String>,
+    /// The column that names the rows, which nothing is learned from
+    #[arg(long, value_name = "COLUMN", requires = "target")]
+    row_id: Option<String>,
+    /// Make a model of the stream first, with all defaults and one row a step, and say at the end how well it predicted
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
     /// Rows a second; 0 posts as fast as they are taken
-    #[arg(long, default_value_t = 0.0, value_parser = rate)]
+    #[arg(long, value_name = "ROWS_A_SECOND", default_value_t = 0.0, value_parser = rate)]
     rate: f64,
     /// Rows of a batch
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "ROWS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Batches under way at once; more than one may change their order
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     connections: u32,
     /// The labels of IDX images
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// What the file is; told by its name where it is left out
     #[arg(long)]
@@ -65,11 +92,71 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(format) => format,
         None => format_of(&arguments.file)?,
     };
-    let batches = read(&arguments, format)?;
+    let file = open(&arguments.file)?;
+    let batches = read(&arguments, &file, format)?;
     if batches.is_empty() {
         return Err(format!("{} has no rows", arguments.file.display()).into());
     }
-    super::runtime()?.block_on(post(&arguments, batches))
+    let inferred = match &arguments.target {
+        Some(_) if format != FileFormat::Csv => return Err("a schema can be read off a CSV only: make the stream by PUT".into()),
+        Some(target) => Some(infer::schema(&file, target, arguments.row_id.as_deref())?),
+        None => None,
+    };
+    super::runtime()?.block_on(async {
+        let service = Service::new(&arguments.url)?;
+        make(&arguments, &service, inferred).await?;
+        post(&arguments, &service, batches).await?;
+        match &arguments.model {
+            Some(model) => tell(&service, model).await,
+            None => Ok(()),
+        }
+    })
+}
+
+/// Makes what was asked for: the stream, the model.
+async fn make(arguments: &Arguments, service: &Service, inferred: Option<Inferred>) -> Result<(), Failure> {
+    let stream = &arguments.stream;
+    if let Some(Inferred { schema, notes }) = inferred {
+        notes.iter().for_each(|note| complain(note));
+        let schema = serde_json::to_value(schema)?;
+        service.put(&format!("/v1/streams/{stream}"), &schema).await?;
+        println!("stream {stream}: {schema}");
+    }
+    if let Some(model) = &arguments.model {
+        // A file has few rows beside a stream: of steps of 64 it would have so few that little is learned of it.
+        let spec = json!({ "kind": "network", "stream": stream, "step_rows": 1 });
+        service.put(&format!("/v1/models/{model}"), &spec).await?;
+        println!("model {model} learns from it");
+    }
+    Ok(())
+}
+
+/// Waits until the model has learned what there is, and says how well it predicted that before.
+async fn tell(service: &Service, model: &str) -> Result<(), Failure> {
+    let began = Instant::now();
+    let path = format!("/v1/models/{model}");
+    let view = loop {
+        let view = service.get(&path).await?;
+        if !view["failure"].is_null() {
+            return Err(format!("model {model} has failed: {}", view["failure"]).into());
+        }
+        if view["lag_rows"] == 0 || began.elapsed() > LOOK_MAX {
+            break view;
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    let online = &view["online"];
+    let score = match online["accuracy"].as_f64() {
+        Some(accuracy) => format!("{:.1} % of them right", accuracy * 100.0),
+        None => format!("with a mean loss of {:.4}", online["loss"].as_f64().unwrap_or(f64::NAN)),
+    };
+    println!(
+        "model {model} is at version {} and predicted {} rows before it learned them, {score}",
+        view["version"].as_str().unwrap_or_default(),
+        online["rows"]
+    );
+    println!("  {}{path}", service.base());
+    Ok(())
 }
 
 fn format_of(file: &Path) -> Result<FileFormat, Failure> {
@@ -83,38 +170,50 @@ fn format_of(file: &Path) -> Result<FileFormat, Failure> {
     }
 }
 
-fn read(arguments: &Arguments, format: FileFormat) -> Result<VecDeque<Sized>, Failure> {
-    let open = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
-    let file = open(&arguments.file)?;
+fn open(path: &Path) -> Result<Vec<u8>, Failure> {
+    Ok(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?)
+}
+
+fn read(arguments: &Arguments, file: &[u8], format: FileFormat) -> Result<VecDeque<Sized>, Failure> {
     let rows = arguments.batch as usize;
     match format {
-        FileFormat::Csv => lines(&file, rows, true),
-        FileFormat::Ndjson => lines(&file, rows, false),
+        FileFormat::Csv => records(file, rows),
+        FileFormat::Ndjson => lines(file, rows),
         FileFormat::Idx => {
             let labels = arguments.labels.as_deref().ok_or("IDX images need their --labels")?;
-            images(&Idx::read(&file)?, &Idx::read(&open(labels)?)?, rows)
+            images(&Idx::read(file)?, &Idx::read(&open(labels)?)?, rows)
         }
     }
 }
 
-/// Whole lines, `rows` to a batch; a CSV's header goes with each.
-fn lines(file: &[u8], rows: usize, header: bool) -> Result<VecDeque<Sized>, Failure> {
-    let text = std::str::from_utf8(file).map_err(|_| "the file is not UTF-8")?;
-    let content_type = if header { "text/csv" } else { "application/x-ndjson" };
-    let mut lines = text.lines().filter(|line| !line.trim().is_empty()).peekable();
-    let head = if header { lines.next() } else { None };
-    let mut batches = VecDeque::new();
-    while lines.peek().is_some() {
-        let mut body = head.map_or_else(String::new, |head| format!("{head}\n"));
+/// Whole records of a CSV, which may be of several lines, `rows` to a batch; the header goes with each.
+fn records(file: &[u8], rows: usize) -> Result<VecDeque<Sized>, Failure> {
+    // Rows of other lengths are left for the service to name.
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
+    reader.byte_headers()?;
+    let head = reader.position().byte() as usize;
+    let (mut batches, mut start, mut record) = (VecDeque::new(), head, csv::ByteRecord::new());
+    loop {
         let mut count = 0;
-        for line in lines.by_ref().take(rows) {
-            body.push_str(line);
-            body.push('\n');
+        while count < rows && reader.read_byte_record(&mut record)? {
             count += 1;
         }
-        batches.push_back((batch(content_type, body.into()), count));
+        if count == 0 {
+            return Ok(batches);
+        }
+        let end = reader.position().byte() as usize;
+        let body = [&file[..head], &file[start..end]].concat();
+        batches.push_back((batch("text/csv", body.into()), count as u64));
+        start = end;
     }
-    Ok(batches)
+}
+
+/// Whole lines, `rows` to a batch.
+fn lines(file: &[u8], rows: usize) -> Result<VecDeque<Sized>, Failure> {
+    let text = std::str::from_utf8(file).map_err(|_| "the file is not UTF-8")?;
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let sized = |lines: &[&str]| (batch("application/x-ndjson", (lines.join("\n") + "\n").into()), lines.len() as u64);
+    Ok(lines.chunks(rows).map(sized).collect())
 }
 
 /// Raw batches: the pixels of the rows, then their labels as u32.
@@ -138,8 +237,7 @@ fn batch(content_type: &'static str, body: Bytes) -> Batch {
     Batch { content_type, body, key: Uuid::new_v4().to_string() }
 }
 
-async fn post(arguments: &Arguments, batches: VecDeque<Sized>) -> Result<(), Failure> {
-    let service = Service::new(&arguments.url)?;
+async fn post(arguments: &Arguments, service: &Service, batches: VecDeque<Sized>) -> Result<(), Failure> {
     let total: u64 = batches.iter().map(|(_, rows)| rows).sum();
     let bar = ProgressBar::new(total).with_style(ProgressStyle::with_template(
         "{bar:32} {human_pos}/{human_len} rows  {per_sec}  {elapsed} of {duration}  {msg}",
@@ -182,11 +280,33 @@ fn settle(ended: Option<Result<Result<u64, Failure>, tokio::task::JoinError>>, b
 mod tests {
     use super::*;
 
+    fn bodies(batches: &VecDeque<Sized>) -> Vec<(&str, u64)> {
+        batches.iter().map(|(batch, rows)| (std::str::from_utf8(&batch.body).unwrap(), *rows)).collect()
+    }
+
     #[test]
     fn a_csv_header_goes_with_each_batch() {
-        let batches = lines(b"a,b\n1,2\n\n3,4\n5,6\n", 2, true).unwrap();
-        let bodies: Vec<_> = batches.iter().map(|(batch, rows)| (batch.body.as_ref(), *rows)).collect();
-        assert_eq!(bodies, [(&b"a,b\n1,2\n3,4\n"[..], 2), (&b"a,b\n5,6\n"[..], 1)]);
+        let batches = records(b"a,b\n1,2\n\n3,4\n5,6", 2).unwrap();
+        assert_eq!(bodies(&batches), [("a,b\n1,2\n\n3,4\n", 2), ("a,b\n5,6", 1)]);
+        assert_eq!(records(b"a,b\r\n\r\n", 2).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_quoted_line_break_ends_no_record() {
+        let batches = records(b"a\r\n\"1\r\n2\"\r\n3\r\n", 1).unwrap();
+        let rows: Vec<_> = bodies(&batches).iter().map(|(body, rows)| (body.contains("\"1\r\n2\""), *rows)).collect();
+        assert_eq!(rows, [(true, 1), (false, 1)]);
+    }
+
+    #[test]
+    fn a_mark_of_the_byte_order_is_no_part_of_a_name() {
+        let batches = records("\u{feff}a\n1\n2\n".as_bytes(), 1).unwrap();
+        assert_eq!(bodies(&batches), [("\u{feff}a\n1\n", 1), ("\u{feff}a\n2\n", 1)]);
+    }
+
+    #[test]
+    fn json_lines_are_batched() {
+        assert_eq!(bodies(&lines(b"{}\n\n[]\n1", 2).unwrap()), [("{}\n[]\n", 2), ("1\n", 1)]);
     }
 
     #[test]

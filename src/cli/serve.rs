@@ -48,6 +48,12 @@ const EX_IOERR: u8 = 74;
 const EX_TEMPFAIL: u8 = 75;
 
 const EXIT_HELP: &str = "\
+Examples:
+  mustela serve                                      doors at 127.0.0.1:7070, data in ./mustela-data
+  mustela serve --config mustela.toml                `mustela config` prints a file to begin with
+  mustela serve --set memory.ceiling=2GiB --set compute.threads=4
+  MUSTELA_MEMORY__CEILING=2GiB mustela serve
+
 Exit status:
    0  ended by a signal, with all that was acknowledged on disk
   64  a wrong flag, key or value
@@ -61,18 +67,18 @@ Exit status:
 #[command(after_help = EXIT_HELP)]
 pub struct Arguments {
     /// Configuration file; what it leaves out keeps its default
-    #[arg(long, env = "MUSTELA_CONFIG")]
+    #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the doors; port 0 takes a free one and prints it
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
     /// Address of /metrics; port 0 takes a free one and prints it
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS:PORT")]
     metrics_listen: Option<String>,
     /// Folder of everything durable
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Sets any key of the configuration; may be given several times
+    /// Set any key of the configuration; may be given several times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = config::parse_setting)]
     settings: Vec<(String, String)>,
 }

@@ -19,6 +19,10 @@ use crate::stream::Streams;
 use crate::stream::log::{self, Committer, Hooks, LogError, Options, RedbLog};
 
 const EXIT_HELP: &str = "\
+Examples:
+  mustela verify ./mustela-data
+  mustela verify ./mustela-data --model flights --json
+
 Exit status:
    0  every checkpoint is what the log gives
   65  one is not, or cannot be read, or a model's log cannot be folded
@@ -31,10 +35,10 @@ pub(super) struct Arguments {
     /// The data folder; no service may be running on it
     data_dir: PathBuf,
     /// Configuration file of the service
-    #[arg(long, env = "MUSTELA_CONFIG")]
+    #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Only this model
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     model: Option<String>,
     /// One JSON document instead of lines
     #[arg(long)]

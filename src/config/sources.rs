@@ -11,8 +11,8 @@ use config::{Environment, File, FileFormat, Value, ValueKind};
 
 use super::{ConfigError, DEFAULT, ENVIRONMENT_PREFIX};
 
-/// Variables with the prefix that set no key: the `--config` flag's and the filter of the process's messages.
-const ENVIRONMENT_OTHER: [&str; 2] = ["MUSTELA_CONFIG", "MUSTELA_LOG"];
+/// Variables with the prefix that set no key: those of the flags `--config` and `--url`, and the filter of the process's messages.
+const ENVIRONMENT_OTHER: [&str; 3] = ["MUSTELA_CONFIG", "MUSTELA_LOG", "MUSTELA_URL"];
 
 /// All sources as one tree; each leaf remembers which source gave it.
 pub(super) fn merge(
@@ -75,7 +75,7 @@ pub(super) fn check(key: &str, given: Value, default: &Value) -> Result<Value, C
 }
 
 /// Sizes are known by their names, as units are part of names here.
-fn is_size(key: &str) -> bool {
+pub(super) fn is_size(key: &str) -> bool {
     key.rsplit('.').next().is_some_and(|name| name.split('_').any(|word| word == "bytes"))
 }
 

@@ -184,6 +184,7 @@ fn variables_that_are_no_keys_are_passed_over() {
         ("PATH", "/bin"),
         ("MUSTELA_CONFIG", "x"),
         ("MUSTELA_LOG", "debug"),
+        ("MUSTELA_URL", "http://127.0.0.1:7070"),
         ("MUSTELA_SERVICE_HOST", "10.0.0.1"),
         ("MUSTELA_PORT", "tcp://10.0.0.1:7070"),
         ("MUSTELA_PORT_7070_TCP_ADDR", "10.0.0.1"),

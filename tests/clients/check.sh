@@ -2,7 +2,6 @@
 # Holds the doors to stock clients of other projects, in less than a minute once they are installed:
 #   tests/clients/check.sh MUSTELA_BINARY
 # a service on free ports and a temporary folder, and check.py against it: tritonclient, pyarrow, polars and openai from PyPI, unchanged. Needs
-# python3 with venv; the clients go to a temporary environment, or to the one that $CLIENTS_VENV names, which is kept.
 set -euo pipefail
 
 if [[ $# -ne 1 || ! -x $1 ]]; then
@@ -11,6 +10,7 @@ if [[ $# -ne 1 || ! -x $1 ]]; then
 fi
 binary=$(realpath "$1")
 cd "$(dirname "$0")"
+venv=../../target/clients
 temporary=$(mktemp -d)
 service=
 
@@ -28,9 +28,10 @@ finish() {
 }
 trap finish EXIT
 
-venv=${CLIENTS_VENV:-$temporary/venv}
-[[ -x $venv/bin/python ]] || python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check --requirement requirements.txt
+if ! { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt; }; then
+    echo "the clients of requirements.txt cannot be installed" >&2
+    exit 69
+fi
 
 MUSTELA_LOG=warn "$binary" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --data-dir "$temporary/data" \
     >"$temporary/addresses" 2>"$temporary/service.log" &

@@ -303,6 +303,12 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Writes a new file of a test's folder.
+#[allow(clippy::disallowed_methods)]
+pub fn write_new(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+}
+
 /// Writes a file of a test's folder anew.
 #[allow(clippy::disallowed_methods)]
 pub fn overwrite(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {

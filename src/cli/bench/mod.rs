@@ -17,8 +17,15 @@ use clap::{Args, Subcommand};
 use super::Failure;
 use crate::learner::Learner;
 
+const HELP: &str = "\
+Examples:
+  mustela bench engine --quick                         under a minute
+  mustela bench crash --state rounds.jsonl --rounds 5  goes on where the file ends
+  mustela bench sweep --plot sweep.svg";
+
 /// Flags of `bench`.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -26,17 +33,15 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The training step beside candle's autograd on one thread, pipelines beside independent replicas on all, and rows a second
-    /// and queries of the whole service
+    /// Measure the training step beside candle's autograd, pipelines beside replicas, and the whole service
     Engine(engine::Arguments),
-    /// The planner's plans at ten budgets, their bytes and rates as reckoned and as measured, beside fifty random plans
+    /// Try the planner's plans at ten budgets, reckoned and measured, beside fifty random plans
     Planner(planner::Arguments),
-    /// Ferret's comparison on a virtual clock: online accuracy and memory of skip policies and pipelines on streams that do not wait
+    /// Run Ferret's comparison on a virtual clock: accuracy and memory of systems on streams that do not wait
     Online(Box<online::Arguments>),
-    /// A service that is killed at random instants under load and started again, compared with what its clients were told and with a
-    /// fold that nothing interrupts
+    /// Kill a service at random under load and start it again: is all there that was promised, to the bit?
     Crash(crash::Arguments),
-    /// A live model's memory budget down to the smallest and up again under full load: bytes, rates, accuracy, rows and bits
+    /// Take a live model's memory budget down to the smallest and up again under full load
     Sweep(sweep::Arguments),
 }
 

@@ -48,7 +48,7 @@ pub(super) struct Arguments {
     /// Only the networks whose names hold this
     #[arg(long, default_value = "")]
     network: String,
-    /// vanilla, er, mir, lwf, mas
+    /// What a step minimises: vanilla, er, mir, lwf, mas
     #[arg(long, default_value = "vanilla")]
     learner: String,
 }
