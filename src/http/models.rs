@@ -152,8 +152,15 @@ pub(super) async fn predict(
     body: Body,
 ) -> Result<Response, Problem> {
     let began = std::time::Instant::now();
-    let live = app.models.get(&name)?;
-    let format = request::format(&headers)?;
+    let admitted = app.models.get(&name).map_err(Problem::from).and_then(|live| Ok((live, request::format(&headers)?)));
+    let (live, format) = match admitted {
+        Ok(admitted) => admitted,
+        Err(problem) => {
+            // As where rows are posted: who is still sending would see a reset connection, and not the answer.
+            body::discard(body, app.body_limits).await;
+            return Err(problem);
+        }
+    };
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
