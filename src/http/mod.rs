@@ -175,7 +175,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Gone(name) => Problem::not_found("model", &name),
-            ChangeError::Busy(_) => Problem::unavailable("model_busy", error.to_string()),
+            ChangeError::Busy(_) => Problem { retry_after: Some(1), ..Problem::unavailable("model_busy", error.to_string()) },
             ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
         }
     }
