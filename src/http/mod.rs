@@ -3,13 +3,14 @@
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and
 //! decompress it under two caps, one of `streams`,
-//! `models`, `memory` or `health`
+//! `models`, `memory`, `health` or `openapi`
 //! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
 mod health;
 mod memory;
 mod models;
+mod openapi;
 pub mod problem;
 mod request;
 pub mod server;
@@ -87,7 +88,13 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/memory-budget", get(memory::get).put(memory::put)),
     ];
     let supervise = [("/v2/health/live", get(health::live)), ("/v2/health/ready", get(health::ready))];
-    read.into_iter().chain(ingest).chain(administer).chain(supervise).collect()
+    let describe = [
+        ("/openapi.json", get(openapi::document)),
+        ("/docs", get(openapi::docs)),
+        ("/docs/", get(openapi::index)),
+        ("/docs/{file}", get(openapi::file)),
+    ];
+    read.into_iter().chain(ingest).chain(administer).chain(supervise).chain(describe).collect()
 }
 
 /// All doors, and what every request passes on its way to them.
