@@ -240,3 +240,15 @@ async fn streams_that_cannot_be_are_refused() {
     nothing_happened(client).await;
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_while_still_sending_hears_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(folder.path(), &[]).await;
+    // More than sockets hold, so that the refusal comes while it is being sent.
+    let body = vec![b' '; 20 << 20];
+    for path in ["/v1/streams/nowhere/batches", "/v1/models/nobody/predict"] {
+        running.client.post(path, "application/json", body.clone()).await.expect_problem(404, "not_found");
+    }
+    running.stop().await;
+}

@@ -124,8 +124,23 @@ impl Encoding {
     }
 }
 
+/// Gives the body back where a request is admitted. Where it is refused the body is read all the same: a client that is still sending
+/// would see its connection reset, and not the answer.
+///
+/// # Errors
+/// The refusal.
+pub async fn unless_refused<T>(admitted: Result<T, Problem>, body: Body, limits: BodyLimits) -> Result<(T, Body), Problem> {
+    match admitted {
+        Ok(admitted) => Ok((admitted, body)),
+        Err(problem) => {
+            discard(body, limits).await;
+            Err(problem)
+        }
+    }
+}
+
 /// Reads a body up to its cap, for a moment at most, and forgets it.
-pub async fn discard(mut body: Body, limits: BodyLimits) {
+async fn discard(mut body: Body, limits: BodyLimits) {
     let mut left = limits.encoded_bytes_max;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {

@@ -3,7 +3,7 @@
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and
 //! decompress it under two caps, one of `streams`,
-//! `models`, `memory`, `predict`, `inference` or `health`
+//! `models`, `memory`, `predict`, `inference`, `health` or `openapi`
 //! answers, and whatever goes wrong becomes a [`problem`].
 
 pub mod body;
@@ -11,6 +11,7 @@ mod health;
 mod inference;
 mod memory;
 mod models;
+mod openapi;
 mod predict;
 pub mod problem;
 mod request;
@@ -101,7 +102,13 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v2/models/{model}/versions/{version}/infer", post(inference::infer)),
         ("/v2/repository/index", post(inference::index)),
     ];
-    read.into_iter().chain(ingest).chain(administer).chain(infer).collect()
+    let describe = [
+        ("/openapi.json", get(openapi::document)),
+        ("/docs", get(openapi::docs)),
+        ("/docs/", get(openapi::index)),
+        ("/docs/{file}", get(openapi::file)),
+    ];
+    read.into_iter().chain(ingest).chain(administer).chain(infer).chain(describe).collect()
 }
 
 /// All doors, and what every request passes on its way to them.
@@ -189,7 +196,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Refused(_) => Problem::unprocessable("invalid_change", error.to_string()),
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Gone(name) => Problem::not_found("model", &name),
-            ChangeError::Busy(_) => Problem::unavailable("model_busy", error.to_string()),
+            ChangeError::Busy(_) => Problem { retry_after: Some(1), ..Problem::unavailable("model_busy", error.to_string()) },
             ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
         }
     }

@@ -34,8 +34,8 @@ pub(super) async fn predict(
     body: Body,
 ) -> Result<Response, Problem> {
     let began = Instant::now();
-    let live = app.models.get(&name)?;
-    let format = request::format(&headers)?;
+    let admitted = app.models.get(&name).map_err(Problem::from).and_then(|live| Ok((live, request::format(&headers)?)));
+    let ((live, format), body) = body::unless_refused(admitted, body, app.body_limits).await?;
     let as_arrow = wants_arrow(&headers);
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();

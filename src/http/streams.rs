@@ -195,14 +195,7 @@ async fn post(
     body: Body,
 ) -> Result<Response, Problem> {
     let admitted = admit(app, name, batch, query, headers);
-    let (stream, waits_for, format, key) = match admitted {
-        Ok(admitted) => admitted,
-        Err(problem) => {
-            // A client that is still sending would see its connection reset, and not the answer.
-            body::discard(body, app.body_limits).await;
-            return Err(problem);
-        }
-    };
+    let ((stream, waits_for, format, key), body) = body::unless_refused(admitted, body, app.body_limits).await?;
     let bytes = body::read(headers, body, app.body_limits).await?;
     let receipt = append(app, &stream, batch, format, bytes, key).await.inspect_err(|problem| {
         app.metrics.stream_refused_total.with_label_values(&[name, problem.code]).inc();

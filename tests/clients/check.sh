@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Holds the doors to stock clients of other projects, in less than a minute once they are installed:
 #   tests/clients/check.sh MUSTELA_BINARY
-# a service on free ports and a temporary folder, and check.py against it: tritonclient, pyarrow, polars and openai from PyPI, unchanged. Needs
+# a service on free ports and a temporary folder, and check.py against it: tritonclient, pyarrow, polars and openai from PyPI, unchanged;
+# before, what it says of its doors is held to the OpenAPI specification.
+# Needs python3; ends with 69 where the clients cannot be installed.
 set -euo pipefail
 
 if [[ $# -ne 1 || ! -x $1 ]]; then
@@ -45,4 +47,6 @@ if [[ -z $doors ]]; then
     echo "the service did not start" >&2
     exit 1
 fi
+curl -sf "$doors/openapi.json" >"$temporary/openapi.json"
+"$venv/bin/openapi-spec-validator" "$temporary/openapi.json"
 "$venv/bin/python" check.py "$doors"

@@ -82,8 +82,8 @@ pub(super) async fn infer(
     body: Body,
 ) -> Result<Response, Problem> {
     let began = Instant::now();
-    let live = path.find(&app)?;
-    let head_bytes = request::head_bytes(&headers)?;
+    let admitted = path.find(&app).and_then(|live| Ok((live, request::head_bytes(&headers)?)));
+    let ((live, head_bytes), body) = body::unless_refused(admitted, body, app.body_limits).await?;
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
     let read = move |_: &App| {

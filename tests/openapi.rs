@@ -1,0 +1,598 @@
+//! The OpenAPI document is true: it describes every door and no other, a running service takes each of its examples, and whatever is
+//! answered, to them or to nonsense, is what it tells of.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/contract.rs"]
+mod contract;
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request};
+use contract::{Contract, Operation, is_code, members, path, references};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http_body_util::BodyExt;
+use mustela::http::body::BodyLimits;
+use mustela::http::{App, doors, router};
+use mustela::metrics::Metrics;
+use mustela::model::predict::Predictor;
+use mustela::shutdown::{self, Shutdown, Trigger};
+use serde_json::{Value, json};
+use support::{Answer, Running, copy_folder, points, points_model, points_schema};
+use tower::ServiceExt;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+const BODY_BYTES_MAX: usize = 256 << 10;
+
+/// The doors of a running service, asked without a connection: a body that is refused unread resets none.
+struct Doors {
+    running: Running,
+    router: Router,
+    /// Pulled or dropped, the doors drain.
+    trigger: Trigger,
+}
+
+impl Doors {
+    async fn open(folder: &Path, settings: &[(&str, &str)]) -> Doors {
+        let running = Running::start(folder, settings).await;
+        let (trigger, shutdown) = shutdown::channel();
+        let router = doors_of(&running, shutdown, 30);
+        Doors { running, router, trigger }
+    }
+
+    async fn ask(&self, method: &Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        ask(&self.router, method, path, headers, body).await
+    }
+
+    async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.ask(&Method::PUT, path, &[JSON], body.to_string()).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.ask(&Method::POST, path, &[JSON], body.to_string()).await
+    }
+
+    async fn close(self) {
+        drop((self.router, self.trigger));
+        self.running.stop().await;
+    }
+}
+
+/// Doors to the streams and models of a service, with limits of their own.
+fn doors_of(running: &Running, shutdown: Shutdown, request_seconds: u64) -> Router {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    router(Arc::new(App {
+        streams: running.service.streams.clone(),
+        models: running.service.models.clone(),
+        predictor: Predictor::new(1, 1, 1, metrics.clone()).unwrap(),
+        metrics,
+        shutdown,
+        body_limits: BodyLimits { encoded_bytes_max: BODY_BYTES_MAX, decoded_bytes_max: 2 * BODY_BYTES_MAX },
+        request_seconds,
+        wait_seconds_max: 25,
+    }))
+}
+
+async fn ask(router: &Router, method: &Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let (head, body) = response.into_parts();
+    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    Answer { status: head.status.as_u16(), headers: head.headers, body }
+}
+
+/// The path of an operation with its parameters as the document shows them, but for `of`: the stream or the model.
+fn place(contract: &Contract, operation: &Operation, of: Option<&str>) -> String {
+    let parameters = contract.parameters(operation);
+    let in_path = parameters.iter().filter(|((place, _), _)| place == "path");
+    let values: Vec<(&str, &str)> = in_path
+        .map(|((_, name), parameter)| {
+            let shown = parameter["example"].as_str().unwrap();
+            (name.as_str(), of.filter(|_| name != "file").unwrap_or(shown))
+        })
+        .collect();
+    path(&operation.path, &values)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_door_is_described_and_no_other() {
+    let contract = Contract::read();
+    let folder = tempfile::tempdir().unwrap();
+    let service = Doors::open(folder.path(), &[]).await;
+    let there: BTreeSet<String> = doors().into_iter().map(|(path, _)| path.replace("{*", "{")).collect();
+    let described: BTreeSet<String> = members(&contract.document["paths"]).map(|(path, _)| path.clone()).collect();
+    assert_eq!(there, described);
+    for template in &described {
+        let answer = service.ask(&Method::from_bytes(b"BREW").unwrap(), &path(template, &[]), &[], "").await;
+        let allow = answer.headers["allow"].to_str().unwrap().to_owned();
+        answer.expect_problem(405, "method_not_allowed");
+        // The framework answers HEAD wherever it answers GET.
+        let there: BTreeSet<&str> = allow.split(',').map(str::trim).filter(|method| *method != "HEAD").collect();
+        let operations = contract.operations.iter().filter(|operation| operation.path == *template);
+        assert_eq!(there, operations.map(|operation| operation.method.as_str()).collect(), "{template}");
+    }
+    let answer = service.ask(&Method::GET, "/openapi.json", &[], "").await;
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert!(answer.expect(200) == contract.document, "the document is the file");
+    service.close().await;
+}
+
+#[test]
+fn the_document_is_whole() {
+    let contract = Contract::read();
+    let document = &contract.document;
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let mut found = Vec::new();
+    references(document, &mut found);
+    let referred: BTreeSet<&str> = found.into_iter().map(|reference| reference.as_str().unwrap()).collect();
+    for reference in &referred {
+        assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "nothing is at {reference}");
+    }
+    for (kind, components) in members(&document["components"]) {
+        for (name, _) in members(components) {
+            let mapped = document.to_string().matches(&format!("\"#/components/{kind}/{name}\"")).count();
+            assert!(mapped > 0, "nobody refers to {kind}/{name}");
+        }
+    }
+    let tags: Vec<&Value> = document["tags"].as_array().unwrap().iter().map(|tag| &tag["name"]).collect();
+    let used: BTreeSet<String> = contract.operations.iter().map(|operation| operation.said["tags"][0].to_string()).collect();
+    assert_eq!(used, tags.iter().map(|tag| tag.to_string()).collect());
+    let mut ids = BTreeSet::new();
+    for operation in &contract.operations {
+        assert!(ids.insert(operation.id()), "two operations are {}", operation.id());
+        assert!(operation.said["summary"].as_str().is_some_and(|summary| !summary.is_empty()), "{}", operation.id());
+        let parameters = contract.parameters(operation);
+        assert!(parameters.values().all(|parameter| parameter["description"].is_string()), "{}", operation.id());
+        let named = parameters.keys().filter(|(place, _)| place == "path").map(|(_, name)| format!("{{{name}}}"));
+        let in_path = operation.path.split('/').filter(|part| part.starts_with('{')).map(str::to_owned);
+        assert_eq!(named.collect::<BTreeSet<_>>(), in_path.collect(), "{}", operation.id());
+        the_bodies_are_whole(&contract, operation);
+    }
+}
+
+/// Every body of an operation has examples, and these are of its schema.
+fn the_bodies_are_whole(contract: &Contract, operation: &Operation) {
+    let check = |place: &str, content: &Value| {
+        for (media_type, body) in members(content) {
+            let mut examples = members(&body["examples"]).peekable();
+            assert!(examples.peek().is_some(), "{place}: {media_type} has no example");
+            for (name, example) in examples {
+                let faults = contract.faults(&body["schema"], &contract.resolve(example)["value"]);
+                assert_eq!(faults, None, "{place}: {name}");
+            }
+        }
+    };
+    check(operation.id(), &operation.said["requestBody"]["content"]);
+    for (status, response) in members(&operation.said["responses"]) {
+        let place = format!("{} {status}", operation.id());
+        let response = contract.resolve(response);
+        assert!(response["description"].is_string(), "{place}");
+        check(&place, &response["content"]);
+        for (name, problem) in contract.problems(operation, status) {
+            assert!(is_code(name, problem["code"].as_str().unwrap()), "{place}: {name} is another code's");
+            let code: u16 = status.parse().unwrap();
+            let title = axum::http::StatusCode::from_u16(code).unwrap().canonical_reason();
+            assert_eq!((&problem["status"], &problem["title"]), (&json!(code), &json!(title)), "{place}: {name}");
+            assert_eq!(problem["detail"], problem["error"], "{place}: {name}");
+        }
+    }
+}
+
+/// The order in which somebody asks who begins with nothing and clears up at the end.
+const DAY: [&str; 25] = [
+    "is_live",
+    "is_ready",
+    "get_openapi",
+    "find_docs",
+    "get_docs",
+    "get_docs_file",
+    "create_stream",
+    "get_stream",
+    "list_streams",
+    "create_model",
+    "post_rows",
+    "post_labels",
+    "predict",
+    "get_model",
+    "list_models",
+    "change_model",
+    "get_plan",
+    "set_plan",
+    "get_frontier",
+    "get_model_budget",
+    "set_model_budget",
+    "get_process_budget",
+    "set_process_budget",
+    "delete_model",
+    "delete_stream",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_can_follow_the_examples() {
+    let contract = Contract::read();
+    let told: BTreeSet<&str> = contract.operations.iter().map(Operation::id).collect();
+    assert_eq!(told, DAY.into_iter().collect(), "each operation has its hour");
+    let folder = tempfile::tempdir().unwrap();
+    let service = Doors::open(folder.path(), &[]).await;
+    let mut seen = BTreeSet::new();
+    for id in DAY {
+        let operation = contract.operation(id);
+        for Asked { path, headers, body, replayed } in hour(&contract, operation) {
+            let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let answer = service.ask(&operation.method, &path, &headers, body).await;
+            assert!(answer.status < 400, "{path} {headers:?}: {answer:?}");
+            contract.hold(operation, &answer);
+            assert_eq!(answer.headers.contains_key("idempotent-replayed"), replayed, "{path} {headers:?}");
+            seen.insert((id, answer.status.to_string()));
+        }
+    }
+    for operation in &contract.operations {
+        for (status, _) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() < "400") {
+            assert!(seen.contains(&(operation.id(), status.clone())), "{} never answered {status}", operation.id());
+        }
+    }
+    service.close().await;
+}
+
+/// One request of a user's.
+struct Asked {
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    /// Whether the answer is to say that the post had been taken before.
+    replayed: bool,
+}
+
+/// All that a user asks of one operation: each body that the document shows, or each stream or model that there is.
+fn hour(contract: &Contract, operation: &Operation) -> Vec<Asked> {
+    let made = |id: &str| contract.bodies(contract.operation(id));
+    let Some(_) = operation.said.get("requestBody") else {
+        let names: Vec<String> = match &operation.path {
+            path if path.contains("{stream}") => made("create_stream").into_iter().map(|body| body.name).collect(),
+            path if path.contains("{model}") => made("create_model").into_iter().map(|body| body.name).collect(),
+            _ => vec![String::new()],
+        };
+        let asked = |name: &String| Asked {
+            path: place(contract, operation, Some(name)),
+            headers: Vec::new(),
+            body: Vec::new(),
+            replayed: false,
+        };
+        return names.iter().map(asked).collect();
+    };
+    let takes = |name: &str| contract.parameters(operation).keys().any(|(_, parameter)| parameter == name);
+    let mut all = Vec::new();
+    for (number, body) in contract.bodies(operation).into_iter().enumerate() {
+        let path = place(contract, operation, Some(body.of()));
+        let mut ask = |query: &str, key: Option<String>, replayed: bool| {
+            let key = key.map(|key| ("idempotency-key", key));
+            let headers = [("content-type", body.media_type.clone())].into_iter().chain(key).collect();
+            all.push(Asked { path: format!("{path}{query}"), headers, body: body.bytes.clone(), replayed });
+        };
+        // Twice, as what is there already is another answer, or the same.
+        ask("", None, false);
+        ask("", None, false);
+        if takes("Idempotency-Key") {
+            ask("", Some(format!("{} {number}", operation.id())), false);
+            ask("", Some(format!("{} {number}", operation.id())), true);
+        }
+        if takes("wait") {
+            let learns = |spec: &Value| spec["stream"] == body.of();
+            let models = made("create_model").into_iter();
+            let mut models = models.filter(|model| learns(&serde_json::from_slice(&model.bytes).unwrap()));
+            let model = models.next().unwrap().name;
+            ask(&format!("?wait=applied&model={model}"), None, false);
+            ask(&format!("?wait=applied&model={model}&timeout_seconds=0"), None, false);
+        }
+    }
+    all
+}
+
+/// Answers that the next test does not bring about: operation, status, and why.
+const UNSEEN: [(&str, u16, &str); 3] = [
+    ("post_rows", 409, "two posts with one key have to meet between the door and the disk"),
+    ("post_labels", 409, "the same"),
+    ("set_process_budget", 409, "a model has to fail in the change itself: those that stand still are passed over"),
+];
+
+/// Codes that it does not bring about.
+const UNSEEN_CODES: [(&str, &str); 4] = [
+    ("idempotency_key_in_flight", "as above"),
+    ("model_busy", "a step has to panic in the change: tests/poison.rs"),
+    ("storage", "a disk has to fail, and ends the process: tests/disk.rs"),
+    ("model", "arithmetic has to fail where a model is made"),
+];
+
+/// What was refused, as the document tells it.
+struct Refusals<'a> {
+    contract: &'a Contract,
+    /// Operation, status, code.
+    seen: BTreeSet<(String, u16, String)>,
+}
+
+impl Refusals<'_> {
+    /// Asks, and holds the answer to be a refusal with this code that the document tells of.
+    async fn refused(
+        &mut self,
+        router: &Router,
+        id: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Body>,
+        code: &str,
+    ) {
+        let answer = ask(router, &self.contract.operation(id).method, path, headers, body).await;
+        self.note(id, &answer);
+        assert_eq!(answer.body["code"], code, "{id} {path}: {answer:?}");
+    }
+
+    fn note(&mut self, id: &str, answer: &Answer) {
+        assert!(answer.status >= 400, "{id}: {answer:?}");
+        let code = self.contract.hold(self.contract.operation(id), answer).unwrap_or_default();
+        self.seen.insert((id.to_owned(), answer.status, code));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_is_one_that_the_document_tells_of() {
+    let contract = Contract::read();
+    let mut refusals = Refusals { contract: &contract, seen: BTreeSet::new() };
+    let folder = tempfile::tempdir().unwrap();
+    let service = Doors::open(folder.path(), &[]).await;
+    for id in ["create_stream", "create_model"] {
+        let operation = contract.operation(id);
+        for body in contract.bodies(operation) {
+            let path = place(&contract, operation, Some(body.of()));
+            service.ask(&operation.method, &path, &[JSON], body.bytes).await.expect(201);
+        }
+    }
+    for operation in &contract.operations {
+        what_no_door_reads(&mut refusals, &service.router, operation).await;
+    }
+    what_contradicts_the_stream(&mut refusals, &service).await;
+    what_contradicts_the_model(&mut refusals, &service).await;
+    too_much_at_once(&mut refusals, &service).await;
+    at_the_end_and_too_late(&mut refusals, &service).await;
+    service.close().await;
+    a_model_that_stands_still(&mut refusals).await;
+    a_full_log(&mut refusals).await;
+
+    let statuses: BTreeSet<(&str, u16)> = refusals.seen.iter().map(|(id, status, _)| (id.as_str(), *status)).collect();
+    let codes: BTreeSet<&str> = refusals.seen.iter().map(|(_, _, code)| code.as_str()).collect();
+    for operation in &contract.operations {
+        for (text, _) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() >= "400") {
+            let status: u16 = text.parse().unwrap();
+            let unseen = UNSEEN.iter().any(|(id, of, _)| (*id, *of) == (operation.id(), status));
+            assert_eq!(statuses.contains(&(operation.id(), status)), !unseen, "{} {status}", operation.id());
+            for (name, problem) in contract.problems(operation, text) {
+                let code = problem["code"].as_str().unwrap();
+                let unseen = UNSEEN_CODES.iter().any(|(of, _)| *of == code);
+                assert_eq!(codes.contains(code), !unseen, "{} {status} {name}", operation.id());
+            }
+        }
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A path, a name, a type, an encoding or a body that is none, at every door that takes one.
+async fn what_no_door_reads(refusals: &mut Refusals<'_>, router: &Router, operation: &Operation) {
+    let (contract, id) = (refusals.contract, operation.id());
+    let body = contract.bodies(operation).into_iter().next();
+    let bytes = || body.as_ref().map_or_else(Vec::new, |body| body.bytes.clone());
+    if operation.path.contains('{') {
+        let unread = path(&operation.path, &[("stream", "%FF"), ("model", "%FF"), ("file", "%FF")]);
+        refusals.refused(router, id, &unread, &[JSON], bytes(), "invalid_request").await;
+    }
+    if operation.said["responses"].get("404").is_some() {
+        let nowhere = path(&operation.path, &[("stream", "nowhere"), ("model", "nobody"), ("file", "nothing.js")]);
+        let code = if operation.path.contains("{file}") { "no_such_route" } else { "not_found" };
+        refusals.refused(router, id, &nowhere, &[JSON], bytes(), code).await;
+    }
+    let Some(body) = &body else { return };
+    let path = &place(contract, operation, Some(body.of()));
+    let encoded = |encoding: &'static str| [JSON, ("content-encoding", encoding)];
+    refusals.refused(router, id, path, &[("content-type", "text/xml")], bytes(), "unsupported_content_type").await;
+    refusals.refused(router, id, path, &encoded("br"), bytes(), "unsupported_encoding").await;
+    refusals.refused(router, id, path, &[JSON], vec![b' '; BODY_BYTES_MAX + 1], "body_too_large").await;
+    let bomb = gzip(&vec![b' '; 2 * BODY_BYTES_MAX + 1]);
+    refusals.refused(router, id, path, &encoded("gzip"), bomb.clone(), "decoded_too_large").await;
+    refusals.refused(router, id, path, &encoded("gzip"), bomb[..bomb.len() / 2].to_vec(), "truncated_body").await;
+    refusals.refused(router, id, path, &encoded("gzip"), gzip(b"").repeat(4097), "too_many_frames").await;
+    refusals.refused(router, id, path, &encoded("zstd"), "not zstd at all", "corrupt_body").await;
+    let broken = [Ok(Bytes::from_static(b"{\"rows\": [")), Err(std::io::Error::other("gone"))];
+    refusals.refused(router, id, path, &[JSON], Body::from_stream(tokio_stream::iter(broken)), "incomplete_body").await;
+    let reads_documents = operation.said["requestBody"]["content"].as_object().unwrap().len() == 1;
+    if reads_documents {
+        refusals.refused(router, id, path, &[JSON], "{", "invalid_json").await;
+        let code = if id == "set_plan" { "invalid_plan" } else { "invalid_body" };
+        refusals.refused(router, id, path, &[JSON], "{\"colour\": 1}", code).await;
+    } else {
+        let wrong = "{\"rows\": [{\"colour\": 1}]}";
+        refusals.refused(router, id, path, &[JSON], wrong, "invalid_rows").await;
+    }
+}
+
+async fn what_contradicts_the_stream(refusals: &mut Refusals<'_>, service: &Doors) {
+    let router = &service.router;
+    let (points, batches) = ("/v1/streams/points", "/v1/streams/points/batches");
+    service.put("/v1/streams/lonely", &points_schema()).await.expect(201);
+    let numeric = json!({ "fields": [{ "name": "x", "type": "numeric" }] }).to_string();
+    let row = json!({ "rows": [{ "x": 1, "y": 2, "label": "near" }] }).to_string();
+    let other = json!({ "rows": [{ "x": 2, "y": 1, "label": "far" }] }).to_string();
+    let key = |key: &'static str| [JSON, ("idempotency-key", key)];
+    ask(router, &Method::POST, batches, &key("k"), row.clone()).await.expect(202);
+    let wait = |stream: &str, model: &str| format!("/v1/streams/{stream}/batches?wait=applied{model}");
+    for (id, path, headers, body, code) in [
+        ("create_stream", points, &[JSON][..], &numeric, "stream_exists"),
+        ("create_stream", "/v1/streams/Upper", &[JSON][..], &numeric, "invalid_stream"),
+        ("create_stream", "/v1/streams/bad", &[JSON][..], &"{\"fields\": []}".to_owned(), "invalid_stream"),
+        ("delete_stream", points, &[JSON][..], &String::new(), "stream_in_use"),
+        ("post_rows", &format!("{batches}?wait=never"), &[JSON][..], &row, "invalid_request"),
+        ("post_rows", batches, &key("")[..], &row, "invalid_idempotency_key"),
+        ("post_rows", batches, &key("k")[..], &other, "idempotency_key_reused"),
+        ("post_rows", &wait("lonely", ""), &[JSON][..], &row, "no_model"),
+        ("post_rows", &wait("points", ""), &[JSON][..], &row, "model_wanted"),
+        ("post_rows", &wait("points", "&model=delay"), &[JSON][..], &row, "model_of_another_stream"),
+        ("post_rows", &wait("points", "&model=nobody"), &[JSON][..], &row, "not_found"),
+        ("post_labels", "/v1/streams/points/labels", &[JSON][..], &row, "no_late_labels"),
+        ("post_labels", "/v1/streams/clicks/labels?timeout_seconds=-1", &[JSON][..], &row, "invalid_request"),
+    ] {
+        refusals.refused(router, id, path, headers, body.clone(), code).await;
+    }
+}
+
+async fn what_contradicts_the_model(refusals: &mut Refusals<'_>, service: &Doors) {
+    let router = &service.router;
+    let model = "/v1/models/distance";
+    let (plan, budget, all) = (format!("{model}/plan"), format!("{model}/memory-budget"), "/v1/memory-budget");
+    let memory = ask(router, &Method::GET, &budget, &[], "").await.expect(200);
+    let least = memory["minimum_bytes"].as_u64().unwrap();
+    service.put(&budget, &json!({ "budget": least })).await.expect(200);
+    // Each step takes the weights a billion times as far, to the other side of zero.
+    let wild = json!({
+        "kind": "network", "stream": "lonely", "network": { "architecture": "mlp", "hidden": [8] }, "step_rows": 16,
+        "optimiser": { "type": "sgd", "weight_decay": 1e6 }, "learning_rate": 1000,
+    });
+    service.put("/v1/models/wild", &wild).await.expect(201);
+    service.post("/v1/streams/lonely/batches?wait=applied", &points(0, 320)).await.expect(200);
+    let spec = |more: Value| {
+        let mut spec = json!({ "kind": "network", "stream": "points" });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let (row, rows) = (json!({ "x": 1, "y": 2 }), json!({ "rows": vec![json!({ "x": 1, "y": 2 }); 8193] }));
+    let stage = |end: u64| json!([{ "layers": { "start": 0, "end": end } }]);
+    for (id, path, body, code) in [
+        ("create_model", model, spec(json!({ "seed": 1 })), "model_exists"),
+        ("create_model", "/v1/models/new", spec(json!({ "network": { "architecture": "mpl" } })), "invalid_model"),
+        ("create_model", "/v1/models/new", spec(json!({ "kind": "forest" })), "invalid_model"),
+        ("create_model", "/v1/models/new", spec(json!({ "stream": "nowhere" })), "unknown_stream"),
+        ("create_model", "/v1/models/new", spec(json!({ "memory_budget": 1 })), "budget_below_minimum"),
+        ("change_model", model, json!({ "learning_rate": -1 }), "invalid_change"),
+        ("set_plan", &plan, json!({ "stages": stage(1) }), "invalid_plan"),
+        ("set_plan", &plan, json!({ "stages": stage(4), "workers": 64 }), "plan_over_budget"),
+        ("set_model_budget", &budget, json!({ "budget": least - 1 }), "budget_below_minimum"),
+        ("set_process_budget", all, json!({ "budget": 1 }), "process_budget_below_minimum"),
+        ("set_process_budget", all, json!({ "budget": u64::MAX >> 1 }), "budget_above_ceiling"),
+        ("set_process_budget", all, json!({ "budget": null, "weights": { "nobody": 1 } }), "invalid_weight"),
+        ("predict", "/v1/models/distance/predict", rows, "too_many_rows"),
+        ("predict", "/v1/models/wild/predict", json!({ "rows": [row] }), "model_diverged"),
+    ] {
+        refusals.refused(router, id, path, &[JSON], body.to_string(), code).await;
+    }
+}
+
+async fn too_much_at_once(refusals: &mut Refusals<'_>, service: &Doors) {
+    let mut schema = points_schema();
+    schema["row_id"] = json!("id");
+    schema["late_labels"] = json!({ "window_rows": 100_000 });
+    service.put("/v1/streams/crowd", &schema).await.expect(201);
+    // Single rows through a wide network.
+    let mut slow = points_model("crowd");
+    slow["step_rows"] = json!(1);
+    slow["network"] = json!({ "architecture": "mlp", "hidden": [512, 512] });
+    slow["overload"] = json!({ "policy": "backpressure", "lag_rows_max": 0 });
+    service.put("/v1/models/slow", &slow).await.expect(201);
+    let csv = [("content-type", "text/csv")];
+    let rows: String = (0..4000).map(|row| format!("{row},1,2,north\n")).collect();
+    let (batches, labels) = ("/v1/streams/crowd/batches", "/v1/streams/crowd/labels");
+    service.ask(&Method::POST, batches, &csv, format!("id,x,y,label\n{rows}")).await.expect(202);
+    refusals.refused(&service.router, "post_rows", batches, &csv, "id,x,y,label\n0,1,2,north\n", "backpressure").await;
+    refusals.refused(&service.router, "post_labels", labels, &csv, "id,label\n0,north\n", "backpressure").await;
+
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let (router, body) = (service.router.clone(), format!("x,y\n{}", "1,2\n".repeat(200)));
+        asking.spawn(async move { ask(&router, &Method::POST, "/v1/models/slow/predict", &csv, body).await });
+    }
+    let answers = asking.join_all().await;
+    let turned_away: Vec<&Answer> = answers.iter().filter(|answer| answer.status != 200).collect();
+    assert!(!turned_away.is_empty(), "forty queries, one thread, and one place to wait");
+    turned_away.into_iter().for_each(|answer| refusals.note("predict", answer));
+    service.ask(&Method::DELETE, "/v1/models/slow", &[], "").await.expect(204);
+}
+
+async fn at_the_end_and_too_late(refusals: &mut Refusals<'_>, service: &Doors) {
+    let contract = refusals.contract;
+    let (trigger, shutdown) = shutdown::channel();
+    let late = doors_of(&service.running, shutdown.clone(), 0);
+    for operation in &contract.operations {
+        let Some(body) = contract.bodies(operation).into_iter().next() else { continue };
+        let (path, headers) = (place(contract, operation, Some(body.of())), [("content-type", body.media_type.as_str())]);
+        let endless = tokio_stream::pending::<std::io::Result<Bytes>>();
+        refusals.refused(&late, operation.id(), &path, &headers, Body::from_stream(endless), "deadline").await;
+    }
+    trigger.drain();
+    let ending = doors_of(&service.running, shutdown, 30);
+    for operation in contract.operations.iter().filter(|operation| operation.said["responses"].get("503").is_some()) {
+        let answer = ask(&ending, &operation.method, &place(contract, operation, None), &[JSON], "{}").await;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        refusals.note(operation.id(), &answer);
+    }
+    let live = ask(&ending, &Method::GET, "/v2/health/live", &[], "").await;
+    contract.hold(contract.operation("is_live"), &live);
+}
+
+async fn a_model_that_stands_still(refusals: &mut Refusals<'_>) {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for folder in &folders {
+        let service = Doors::open(folder.path(), &[]).await;
+        service.put("/v1/streams/points", &points_schema()).await.expect(201);
+        service.put("/v1/models/m", &points_model("points")).await.expect(201);
+        service.post("/v1/streams/points/batches?wait=applied", &points(0, 10)).await.expect(200);
+        service.close().await;
+    }
+    // Checkpoints of another data folder: whole, and not this model's.
+    let [of, elsewhere] = folders.each_ref().map(|folder| folder.path().join("models/1"));
+    std::fs::remove_dir_all(&of).unwrap();
+    copy_folder(&elsewhere, &of);
+    let service = Doors::open(folders[0].path(), &[]).await;
+    for (id, door, body) in [
+        ("change_model", "", json!({ "learning_rate": 0.1 })),
+        ("set_model_budget", "/memory-budget", json!({ "budget": null })),
+        ("set_plan", "/plan", json!({ "stages": [] })),
+        ("get_frontier", "/frontier", Value::Null),
+        ("predict", "/predict", json!({ "rows": [{ "x": 1, "y": 2 }] })),
+    ] {
+        let path = format!("/v1/models/m{door}");
+        refusals.refused(&service.router, id, &path, &[JSON], body.to_string(), "model_failed").await;
+    }
+    service.close().await;
+}
+
+async fn a_full_log(refusals: &mut Refusals<'_>) {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Doors::open(folder.path(), &[("log.bytes_max", "16MiB"), ("log.retain_bytes", "16MiB")]).await;
+    let schema = json!({
+        "fields": [{ "name": "t", "type": "tensor", "shape": [4096], "element": "f32" }],
+        "target": { "name": "y", "type": "regression" }, "row_id": "id", "late_labels": { "window_rows": 10 },
+    });
+    service.put("/v1/streams/wide", &schema).await.expect(201);
+    let raw = [("content-type", "application/octet-stream")];
+    let (batches, labels) = ("/v1/streams/wide/batches", "/v1/streams/wide/labels");
+    let rows: Vec<u8> = (0..8 * 4099u32).flat_map(|word| (word as f32 * 1.37).sin().to_le_bytes()).collect();
+    while service.ask(&Method::POST, batches, &raw, rows.clone()).await.status == 202 {}
+    refusals.refused(&service.router, "post_rows", batches, &raw, rows, "insufficient_storage").await;
+    // Labels have a little room of their own, so these are many, and too long to be pressed together.
+    let values = (0..16_000u32).flat_map(|word| (word as f32 * 1.37).sin().to_le_bytes());
+    let ids = (1..16_001u64).flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+    let late: Vec<u8> = values.chain(ids).collect();
+    while service.ask(&Method::POST, labels, &raw, late.clone()).await.status == 202 {}
+    refusals.refused(&service.router, "post_labels", labels, &raw, late, "insufficient_storage").await;
+    service.close().await;
+}

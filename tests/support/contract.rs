@@ -1,0 +1,200 @@
+//! The OpenAPI document as a test reads it: operations, examples, and whether an answer is one that it tells of.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "for tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::http::Method;
+use boon::{Compiler, Schemas};
+use serde_json::{Value, json};
+
+use crate::support::Answer;
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/openapi.json");
+/// Where the document is to be while its schemas are compiled.
+const PLACE: &str = "http://mustela/openapi.json";
+
+/// A path with a method.
+#[derive(Clone, Debug)]
+pub struct Operation {
+    pub method: Method,
+    /// As the document has it, with parameters in braces.
+    pub path: String,
+    /// What it says, references and all.
+    pub said: Value,
+}
+
+impl Operation {
+    pub fn id(&self) -> &str {
+        self.said["operationId"].as_str().unwrap()
+    }
+}
+
+/// A body that a request may have.
+#[derive(Clone, Debug)]
+pub struct Body {
+    pub media_type: String,
+    /// The example's name: the stream or the model that it is for, up to the first dot.
+    pub name: String,
+    pub bytes: Vec<u8>,
+}
+
+impl Body {
+    pub fn of(&self) -> &str {
+        self.name.split('.').next().unwrap()
+    }
+}
+
+pub struct Contract {
+    pub document: Value,
+    pub operations: Vec<Operation>,
+    /// The document's schemas, with nothing allowed that they do not name.
+    strict: Value,
+}
+
+impl Contract {
+    pub fn read() -> Contract {
+        let document: Value = serde_json::from_str(&std::fs::read_to_string(DOCUMENT).unwrap()).unwrap();
+        let mut operations = Vec::new();
+        for (path, item) in members(&document["paths"]) {
+            for (method, said) in members(item) {
+                let method = method.to_uppercase().parse().unwrap();
+                operations.push(Operation { method, path: path.clone(), said: said.clone() });
+            }
+        }
+        let mut strict = document["components"].clone();
+        for schema in strict["schemas"].as_object_mut().unwrap().values_mut() {
+            close(schema);
+        }
+        Contract { document, operations, strict }
+    }
+
+    /// What `value` is or refers to.
+    pub fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
+        let Some(reference) = value.get("$ref") else { return value };
+        let pointer = reference.as_str().and_then(|text| text.strip_prefix('#')).unwrap();
+        self.document.pointer(pointer).unwrap_or_else(|| panic!("nothing is at {reference}"))
+    }
+
+    pub fn operation(&self, id: &str) -> &Operation {
+        self.operations.iter().find(|operation| operation.id() == id).unwrap_or_else(|| panic!("there is no operation {id}"))
+    }
+
+    /// The parameters of an operation, by where they are and their name.
+    pub fn parameters(&self, operation: &Operation) -> BTreeMap<(String, String), Value> {
+        let parameters = operation.said.get("parameters").and_then(Value::as_array).into_iter().flatten();
+        let parameters = parameters.map(|parameter| self.resolve(parameter));
+        let word = |value: &Value| value.as_str().unwrap().to_owned();
+        parameters.map(|parameter| ((word(&parameter["in"]), word(&parameter["name"])), parameter.clone())).collect()
+    }
+
+    /// The bodies that the document shows for an operation.
+    pub fn bodies(&self, operation: &Operation) -> Vec<Body> {
+        let mut bodies = Vec::new();
+        for (media_type, content) in members(&operation.said["requestBody"]["content"]) {
+            for (name, example) in members(&content["examples"]) {
+                let bytes = match &self.resolve(example)["value"] {
+                    Value::String(text) if media_type != "application/json" => text.clone().into_bytes(),
+                    value => value.to_string().into_bytes(),
+                };
+                bodies.push(Body { media_type: media_type.clone(), name: name.clone(), bytes });
+            }
+        }
+        bodies
+    }
+
+    /// The examples of problems that an operation answers with a status, by their names.
+    pub fn problems<'a>(&'a self, operation: &'a Operation, status: &str) -> BTreeMap<&'a str, &'a Value> {
+        let content = &self.resolve(&operation.said["responses"][status])["content"];
+        let examples = members(&content["application/problem+json"]["examples"]);
+        examples.map(|(name, example)| (name.as_str(), &self.resolve(example)["value"])).collect()
+    }
+
+    /// What is wrong with `value` by `schema`; nothing beyond its members is allowed.
+    pub fn faults(&self, schema: &Value, value: &Value) -> Option<String> {
+        let mut schema = schema.clone();
+        close(&mut schema);
+        let mut compiler = Compiler::new();
+        compiler.add_resource(PLACE, json!({ "components": self.strict, "schema": schema })).unwrap();
+        let mut schemas = Schemas::new();
+        let index = compiler.compile(&format!("{PLACE}#/schema"), &mut schemas).unwrap();
+        schemas.validate(value, index).err().map(|error| error.to_string())
+    }
+
+    /// Holds an answer to what the document says of the operation: a status, media type and headers that it has, and a body by the
+    /// schema. A problem must be like one of the examples; its code is given back.
+    #[track_caller]
+    pub fn hold(&self, operation: &Operation, answer: &Answer) -> Option<String> {
+        let place = format!("{} {} {}: {:.2000}", operation.method, operation.path, answer.status, answer.body);
+        let response = operation.said["responses"].get(answer.status.to_string());
+        let response = self.resolve(response.unwrap_or_else(|| panic!("a status that is not told: {place}")));
+        let told = members(&response["headers"]).map(|(name, _)| name.to_lowercase()).collect::<BTreeSet<_>>();
+        for header in ["retry-after", "accept-encoding", "idempotent-replayed", "cache-control", "location"] {
+            assert!(!answer.headers.contains_key(header) || told.contains(header), "{header} is not told: {place}");
+        }
+        let Some(content) = response.get("content") else {
+            assert_eq!(answer.body, "", "{place}");
+            return None;
+        };
+        let media_type = answer.headers["content-type"].to_str().unwrap().split(';').next().unwrap();
+        let content = content.get(media_type).or(content.get("*/*"));
+        let content = content.unwrap_or_else(|| panic!("{media_type} is not told: {place}"));
+        if let Some(faults) = self.faults(&content["schema"], &answer.body) {
+            panic!("{faults}\n{place}");
+        }
+        if media_type != "application/problem+json" {
+            return None;
+        }
+        let code = answer.body["code"].as_str().unwrap();
+        let names = |value: &Value| members(value).map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
+        let shown = self.problems(operation, &answer.status.to_string());
+        let alike = |(name, example): (&&str, &&Value)| is_code(name, code) && names(example) == names(&answer.body);
+        assert!(shown.iter().any(alike), "no example is like it: {place}");
+        Some(code.to_owned())
+    }
+}
+
+/// Whether an example of this name shows this code.
+pub fn is_code(name: &str, code: &str) -> bool {
+    name.split('.').next() == Some(code)
+}
+
+/// The members of an object; none of anything else.
+pub fn members(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    value.as_object().into_iter().flatten()
+}
+
+/// Every `$ref` below `value`.
+pub fn references<'a>(value: &'a Value, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(object) => {
+            found.extend(object.get("$ref"));
+            object.values().for_each(|member| references(member, found));
+        }
+        Value::Array(list) => list.iter().for_each(|member| references(member, found)),
+        _ => {}
+    }
+}
+
+/// Allows nothing that a schema does not name, so that an answer has no member that nobody was told of.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            let named = object.get("properties").is_some_and(Value::is_object);
+            object.values_mut().for_each(close);
+            if named {
+                object.insert("additionalProperties".to_owned(), Value::Bool(false));
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+/// The path with its parameters put in; those that are not given are `x`.
+pub fn path(template: &str, values: &[(&str, &str)]) -> String {
+    let part = |part: &str| match part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+        Some(name) => values.iter().find(|(of, _)| *of == name).map_or("x", |(_, value)| value).to_owned(),
+        None => part.to_owned(),
+    };
+    template.split('/').map(part).collect::<Vec<_>>().join("/")
+}
