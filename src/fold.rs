@@ -20,6 +20,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::{Ledger, Part};
+use crate::metrics::PlanFigures;
 use crate::rows::Rows;
 
 /// The number of an accepted row (or later label) of a stream, counted from 1; 0 is "before the first".
@@ -311,6 +312,11 @@ pub trait Fold: Send {
     /// What it will hold at most for one part, in bytes; what is in no part is the rest.
     fn planned_part_bytes(&self, _part: Part) -> u64 {
         0
+    }
+
+    /// The present plan in a few numbers, for whoever watches it; none for a fold without one.
+    fn plan_figures(&self) -> Option<PlanFigures> {
+        None
     }
 
     /// The smallest budget, in bytes, that [`Fold::propose_plan`] accepts.

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod shutdown;
+pub mod trace;
 
 // Floor 1: what is learned, and the seam that everything hangs on.
 pub mod fold;

@@ -1,22 +1,25 @@
 //! All metrics, in one place, so that their names, labels and help texts can be read, and changed, together.
 //!
 //! Two kinds. What *happens* (a request, a commit, a step) is counted here as it happens, in a registry that belongs to one
-//! service, so that a test may run several. What models *are* is not copied here: their own counters, which are part of their
-//! durable state, are rendered from the [`ModelFigures`] of each scrape. So the figures of one model in one rendering come from
-//! one moment and balance (promise 8): rows accepted = learned + learned in part + skipped + held out + quarantined + expired +
-//! waiting.
+//! service, so that a test may run several. What things *are* is not copied here: the service, its streams and its models are rendered
+//! from the [`Figures`] of each scrape. The counters of a model are among them, because they are part of its durable state. So the
+//! figures of one model in one rendering come from one moment and balance (promise 8): rows accepted = learned + learned in part +
+//! skipped + held out + quarantined + expired + waiting.
 //!
-//! Names: `mustela_`, base units (seconds, bytes, rows, ratio), `_total` for counters. Every label has few values: a route is
-//! the matched pattern and never a path, a reason is the stable code of a problem, streams and models are bounded by `limits`.
+//! Names: `mustela_`, base units (seconds, bytes, rows, ratio), `_total` for counters; and what the system says of the process, under
+//! the names that all exporters have for it (`process_`). Every label has few values: a route is the matched pattern and never a
+//! path, a reason is the stable code of a problem, streams and models are bounded by `limits`.
 
+mod families;
 mod models;
+mod process;
+mod service;
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::allocator;
-
-pub use models::{ModelFigures, RowFigures, ScoreFigures};
+pub use models::{CheckpointFigures, ModelFigures, PlanFigures, RowFigures, ScoreFigures};
+pub use service::{ServiceFigures, StreamFigures};
 
 /// The content type of what [`Metrics::render`] gives.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -24,12 +27,22 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// Methods that are label values; a client may send any other word, and all of those are `other`.
 const METHODS: [&str; 7] = ["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"];
 
+/// What there is at one scrape.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// The service.
+    pub service: ServiceFigures,
+    /// Its streams, no two of one name.
+    pub streams: Vec<StreamFigures>,
+    /// Its models, likewise, each by one look under one lock.
+    pub models: Vec<ModelFigures>,
+}
+
 /// The metrics of one service. Whoever does a thing counts it, through the field that is named after it.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    http_requests_total: IntCounterVec,
-    http_request_seconds: HistogramVec,
+    http: Http,
     /// Rows acknowledged, by `stream`; counted by the door after the commit.
     pub stream_rows_total: IntCounterVec,
     /// Late labels acknowledged, by `stream` and `outcome` (`matched`, `unmatched`); counted by the door after the commit.
@@ -42,8 +55,6 @@ pub struct Metrics {
     pub log_commit_seconds: Histogram,
     /// Posts that one commit acknowledged; observed by the log's writer.
     pub log_commit_entries: Histogram,
-    /// Bytes of the records that the log keeps; set at each scrape.
-    pub log_stored_bytes: IntGauge,
     /// Rows predicted, by `model`; counted by the threads that predict.
     pub predict_rows_total: IntCounterVec,
     /// From a query's arrival to its answer, in seconds, by `model`; observed by the door.
@@ -54,12 +65,10 @@ pub struct Metrics {
     pub model_step_seconds: HistogramVec,
     /// Duration of one checkpoint, in seconds, by `model`; observed by the model's driver.
     pub model_checkpoint_seconds: HistogramVec,
-    /// What the process may hold; set at each scrape.
-    pub memory_ceiling_bytes: IntGauge,
-    /// What of it models share; set at each scrape.
-    pub memory_shared_bytes: IntGauge,
-    process_allocated_bytes: IntGauge,
-    process_allocated_peak_bytes: IntGauge,
+    /// Checkpoints that could not be written, by `model`; counted by the model's driver.
+    pub model_checkpoint_failures_total: IntCounterVec,
+    /// Decisions that were written down, by `model` and `decision` (a word for what was decided); counted by the model's driver.
+    pub model_decisions_total: IntCounterVec,
 }
 
 impl Metrics {
@@ -72,68 +81,28 @@ impl Metrics {
         let r = &registry;
         let build = IntGaugeVec::new(Opts::new("build_info", "Always 1; the label says which build is running."), &["version"])?;
         keep(r, build)?.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let seconds = || powers_of_two(0.0001, 18);
+        let rows = || powers_of_two(1.0, 12);
+        let labels = "Late labels acknowledged, by whether their row waited for one.";
+        let refused = "Posts refused, by the code of the problem; nothing of them is in the log.";
+        let step = "From giving a step to the trainer until it takes the next one.";
+        let checkpoint = "Duration of one checkpoint, until it is durable.";
+        let failures = "Checkpoints that could not be written; each is tried again.";
+        let decisions = "Decisions written down since the process started, by what was decided.";
         Ok(Self {
-            http_requests_total: counters(
-                r,
-                "http_requests_total",
-                "Requests answered, by matched route, method and status.",
-                &["route", "method", "status"],
-            )?,
-            http_request_seconds: histograms(
-                r,
-                "http_request_seconds",
-                "From a request's head to the head of its answer, by matched route.",
-                seconds(),
-                "route",
-            )?,
+            http: Http::new(r)?,
             stream_rows_total: counters(r, "stream_rows_total", "Rows acknowledged.", &["stream"])?,
-            stream_labels_total: counters(
-                r,
-                "stream_labels_total",
-                "Late labels acknowledged, by whether their row waited for one.",
-                &["stream", "outcome"],
-            )?,
+            stream_labels_total: counters(r, "stream_labels_total", labels, &["stream", "outcome"])?,
             stream_records_total: counters(r, "stream_records_total", "Records appended to the log.", &["stream"])?,
-            stream_refused_total: counters(
-                r,
-                "stream_refused_total",
-                "Posts refused, by the code of the problem; nothing of them is in the log.",
-                &["stream", "reason"],
-            )?,
+            stream_refused_total: counters(r, "stream_refused_total", refused, &["stream", "reason"])?,
             log_commit_seconds: histogram(r, "log_commit_seconds", "Duration of one group commit, fsync included.", seconds())?,
-            log_commit_entries: histogram(
-                r,
-                "log_commit_entries",
-                "Posts that one commit acknowledged.",
-                powers_of_two(1.0, 12),
-            )?,
-            log_stored_bytes: gauge(r, "log_stored_bytes", "Bytes of the records that the log keeps.")?,
+            log_commit_entries: histogram(r, "log_commit_entries", "Posts that one commit acknowledged.", rows())?,
             predict_rows_total: counters(r, "predict_rows_total", "Rows predicted.", &["model"])?,
-            predict_seconds: histograms(r, "predict_seconds", "From a query's arrival to its answer.", seconds(), "model")?,
-            predict_batch_rows: histogram(r, "predict_batch_rows", "Rows predicted together.", powers_of_two(1.0, 12))?,
-            model_step_seconds: histograms(
-                r,
-                "model_step_seconds",
-                "From giving a step to the trainer until it takes the next one.",
-                seconds(),
-                "model",
-            )?,
-            model_checkpoint_seconds: histograms(
-                r,
-                "model_checkpoint_seconds",
-                "Duration of one checkpoint, until it is durable.",
-                seconds(),
-                "model",
-            )?,
-            memory_ceiling_bytes: gauge(r, "memory_ceiling_bytes", "What the whole process may hold.")?,
-            memory_shared_bytes: gauge(r, "memory_shared_bytes", "What all models together may hold.")?,
-            process_allocated_bytes: gauge(r, "process_allocated_bytes", "Bytes allocated now, by the sizes asked for.")?,
-            process_allocated_peak_bytes: gauge(
-                r,
-                "process_allocated_peak_bytes",
-                "The most bytes allocated at once since the start.",
-            )?,
+            predict_seconds: histograms(r, "predict_seconds", "From a query's arrival to its answer.", "model")?,
+            predict_batch_rows: histogram(r, "predict_batch_rows", "Rows predicted together.", rows())?,
+            model_step_seconds: histograms(r, "model_step_seconds", step, "model")?,
+            model_checkpoint_seconds: histograms(r, "model_checkpoint_seconds", checkpoint, "model")?,
+            model_checkpoint_failures_total: counters(r, "model_checkpoint_failures_total", failures, &["model"])?,
+            model_decisions_total: counters(r, "model_decisions_total", decisions, &["model", "decision"])?,
             registry,
         })
     }
@@ -141,8 +110,18 @@ impl Metrics {
     /// Counts a request that was answered. `route` is the matched pattern; for none, say so in one constant word.
     pub fn http_answered(&self, route: &str, method: &str, status: u16, seconds: f64) {
         let method = METHODS.iter().find(|known| **known == method).copied().unwrap_or("other");
-        self.http_requests_total.with_label_values(&[route, method, &status.to_string()]).inc();
-        self.http_request_seconds.with_label_values(&[route]).observe(seconds);
+        self.http.requests_total.with_label_values(&[route, method, &status.to_string()]).inc();
+        self.http.request_seconds.with_label_values(&[route]).observe(seconds);
+    }
+
+    /// Counts a request as under way for as long as what is returned lives.
+    pub fn http_in_flight(&self) -> Counted {
+        Counted::of(&self.http.in_flight_requests)
+    }
+
+    /// The connections of a listener, which has one of a few names; each holds a [`Counted`] of it.
+    pub fn http_connections(&self, listener: &'static str) -> IntGauge {
+        self.http.connections.with_label_values(&[listener])
     }
 
     /// Drops the label values of a stream that was deleted.
@@ -159,25 +138,72 @@ impl Metrics {
         remove(&self.predict_seconds, "model", name);
         remove(&self.model_step_seconds, "model", name);
         remove(&self.model_checkpoint_seconds, "model", name);
+        remove(&self.model_checkpoint_failures_total, "model", name);
+        remove(&self.model_decisions_total, "model", name);
     }
 
-    /// Everything in Prometheus's text format. Each model's figures must have been taken under one lock of that model, and no
-    /// two may have one name.
+    /// Everything in Prometheus's text format.
     ///
     /// # Errors
     /// The encoder refuses a family, which a test rules out.
-    pub fn render(&self, figures: &[ModelFigures]) -> prometheus::Result<String> {
-        let bytes = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        self.process_allocated_bytes.set(bytes(allocator::live_bytes()));
-        self.process_allocated_peak_bytes.set(bytes(allocator::peak_bytes()));
+    pub fn render(&self, figures: &Figures) -> prometheus::Result<String> {
+        let Figures { service, streams, models } = figures;
         let mut text = String::new();
+        let mut made = [service::families(service, streams), models::families(models), process::families()].concat();
+        made.retain(|family| !family.get_metric().is_empty());
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text)?;
-        TextEncoder::new().encode_utf8(&models::families(figures), &mut text)?;
+        TextEncoder::new().encode_utf8(&made, &mut text)?;
         Ok(text)
     }
 }
 
-/// Geometric buckets: `count` of them, each twice the one before. From 100 µs, 18 of them reach 13 s.
+/// What the doors count.
+#[derive(Debug)]
+struct Http {
+    requests_total: IntCounterVec,
+    request_seconds: HistogramVec,
+    in_flight_requests: IntGauge,
+    connections: IntGaugeVec,
+}
+
+impl Http {
+    fn new(r: &Registry) -> prometheus::Result<Http> {
+        let requests = "Requests answered, by matched route, method and status.";
+        let duration = "From a request's head to the head of its answer, by matched route.";
+        let connections = Opts::new("http_connections", "Connections that are open, by listener.");
+        Ok(Http {
+            requests_total: counters(r, "http_requests_total", requests, &["route", "method", "status"])?,
+            request_seconds: histograms(r, "http_request_seconds", duration, "route")?,
+            in_flight_requests: keep(r, IntGauge::new("http_in_flight_requests", "Requests that have no answer yet.")?)?,
+            connections: keep(r, IntGaugeVec::new(connections, &["listener"])?)?,
+        })
+    }
+}
+
+/// Something that is there, counted in a gauge until it is dropped.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// One more in `gauge`.
+    pub fn of(gauge: &IntGauge) -> Counted {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// From 100 µs to 13 s.
+fn seconds() -> Vec<f64> {
+    powers_of_two(0.0001, 18)
+}
+
+/// Geometric buckets: `count` of them, each twice the one before.
 fn powers_of_two(first: f64, count: i32) -> Vec<f64> {
     (0..count).map(|power| first * 2f64.powi(power)).collect()
 }
@@ -191,16 +217,13 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> pro
     keep(registry, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
-    keep(registry, IntGauge::new(name, help)?)
-}
-
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<Histogram> {
     keep(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
 }
 
-fn histograms(registry: &Registry, name: &str, help: &str, buckets: Vec<f64>, label: &str) -> prometheus::Result<HistogramVec> {
-    keep(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &[label])?)
+/// Durations, by one label.
+fn histograms(registry: &Registry, name: &str, help: &str, label: &str) -> prometheus::Result<HistogramVec> {
+    keep(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(seconds()), &[label])?)
 }
 
 /// Drops every series whose `label` has `value`, whatever its other labels say.

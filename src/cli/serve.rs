@@ -1,6 +1,5 @@
 //! `mustela serve`: the parts of a service, put together and taken apart in order.
 
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +16,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::{EX_USAGE, Failure, complain};
-use crate::config::{Config, LogFormat};
+use crate::config::Config;
 use crate::disk::Disk;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
@@ -25,7 +24,7 @@ use crate::http::body::BodyLimits;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
-use crate::metrics::{self, Metrics, ModelFigures};
+use crate::metrics::{self, Figures, Metrics, ServiceFigures, StreamFigures};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::kind::Kinds;
 use crate::model::network::NetworkKind;
@@ -34,8 +33,8 @@ use crate::model::registry::{Models, RegistryError};
 use crate::model::{Folder, Ground, ModelError, Settings, forget_attempts};
 use crate::shutdown::{self, Shutdown, Signals};
 use crate::stream::log::{self, Committer, Hooks, Log, LogError, Options, RedbLog};
-use crate::stream::{StreamError, Streams};
-use crate::{config, disk};
+use crate::stream::{Stream, StreamError, Streams};
+use crate::{allocator, config, disk, trace};
 
 /// How long the end waits for the log's other holders to let go of it.
 const LOG_GRACE: Duration = Duration::from_secs(2);
@@ -102,13 +101,14 @@ pub(super) fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(EX_USAGE);
         }
     };
-    trace(config.log_format);
+    let tracing = trace::init(config.log_format);
     let served = super::runtime().and_then(|runtime| {
         let served = runtime.block_on(serve(config));
         // Whatever is still under way would only be waited for; all that was promised is durable.
         runtime.shutdown_background();
         served
     });
+    tracing.end();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -225,9 +225,10 @@ impl Service {
         let listener = bind(config.listen).await?;
         let metrics_listener = bind(config.metrics_listen).await?;
         let (address, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
-        let scrape = Router::new().route("/metrics", get(render)).with_state((metrics, streams.clone(), models.clone()));
-        let doors = tokio::spawn(server::serve(listener, http::router(app), patience, shutdown.clone()));
-        let metrics = tokio::spawn(server::serve(metrics_listener, scrape, patience, shutdown));
+        let scrape = Router::new().route("/metrics", get(scrape)).with_state((app.clone(), patience.connections_max));
+        let [at_doors, at_metrics] = ["doors", "metrics"].map(|listener| metrics.http_connections(listener));
+        let doors = tokio::spawn(server::serve(listener, http::router(app), patience, shutdown.clone(), at_doors));
+        let metrics = tokio::spawn(server::serve(metrics_listener, scrape, patience, shutdown, at_metrics));
         Ok(Service { address, metrics_address, models, streams, log, doors, metrics })
     }
 
@@ -348,35 +349,45 @@ fn hooks(metrics: &Arc<Metrics>, disk: Arc<dyn Disk>, data_dir: PathBuf) -> Hook
     }
 }
 
-/// What the scrape reads.
-type Scraped = (Arc<Metrics>, Arc<Streams>, Arc<Models>);
-
 /// Ends the process, because the disk may have lost what it was given.
 fn end_now(error: &dyn std::fmt::Display) {
     tracing::error!(%error, "the disk failed; ending, as nothing more can be promised");
     std::process::exit(i32::from(EX_IOERR));
 }
 
-async fn render(State((metrics, streams, models)): State<Scraped>) -> Result<impl IntoResponse, StatusCode> {
-    metrics.log_stored_bytes.set(streams.stored_bytes() as i64);
-    metrics.memory_ceiling_bytes.set(models.ceiling_bytes() as i64);
-    metrics.memory_shared_bytes.set(models.shared_bytes() as i64);
-    let figures: Vec<ModelFigures> = models.list().iter().map(|live| live.figures()).collect();
-    let text = metrics.render(&figures).map_err(|error| {
-        tracing::error!(%error, "the metrics cannot be written");
+/// Everything in Prometheus's text format. The log is asked for the bounds of its streams, so not on a thread that serves connections.
+async fn scrape(State((app, connections_max)): State<(Arc<App>, usize)>) -> Result<impl IntoResponse, StatusCode> {
+    let rendered = tokio::task::spawn_blocking(move || app.metrics.render(&figures(&app, connections_max))).await;
+    let text = rendered.map_err(|error| error.to_string()).and_then(|text| text.map_err(|error| error.to_string()));
+    let text = text.map_err(|error| {
+        tracing::error!(error, "the metrics cannot be written");
         StatusCode::INTERNAL_SERVER_ERROR
     })?;
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text))
 }
 
-fn trace(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MUSTELA_LOG").unwrap_or_else(|_| "info".into());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let human = match format {
-        LogFormat::Auto => std::io::stderr().is_terminal(),
-        LogFormat::Human => true,
-        LogFormat::Json => false,
+/// What there is at this moment. A stream whose log cannot be read has no figures; the process is ending.
+fn figures(app: &App, connections_max: usize) -> Figures {
+    let App { streams, models, predictor, .. } = app;
+    let (queued_queries, queued_queries_max) = predictor.queued();
+    let service = ServiceFigures {
+        log_stored_bytes: streams.stored_bytes(),
+        log_max_bytes: streams.bytes_max(),
+        memory_ceiling_bytes: models.ceiling_bytes(),
+        memory_shared_bytes: models.shared_bytes(),
+        allocated_bytes: allocator::live_bytes(),
+        allocated_peak_bytes: allocator::peak_bytes(),
+        connections_max,
+        queued_queries,
+        queued_queries_max,
     };
-    // A subscriber that is there already is a test's.
-    drop(if human { builder.try_init() } else { builder.json().try_init() });
+    let of = |stream: &Arc<Stream>| {
+        let (first_sequence, sequence) = stream.bounds().ok()?;
+        Some(StreamFigures { stream: stream.name.clone(), first_sequence, sequence })
+    };
+    Figures {
+        service,
+        streams: streams.list().iter().filter_map(of).collect(),
+        models: models.list().iter().map(|live| live.figures()).collect(),
+    }
 }

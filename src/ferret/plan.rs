@@ -10,6 +10,7 @@ use super::footprint::StepBytes;
 use super::profile::Profile;
 use crate::ledger::Part;
 use crate::limits::{ACCUMULATION_MAX, STAGES_MAX, STRIDE_MAX, WORKERS_MAX};
+use crate::metrics::PlanFigures;
 use crate::network::Network;
 
 /// When the newest weights are handed to readers.
@@ -228,6 +229,18 @@ impl Plan {
     /// Steps in flight at most.
     pub fn in_flight(&self) -> u64 {
         self.lag(0)
+    }
+
+    /// The plan in a few numbers.
+    pub fn figures(&self) -> PlanFigures {
+        let stages = self.stages.len() as u64;
+        let stale: u64 = (0..self.stages.len()).map(|stage| self.lag(stage) - 1).sum();
+        PlanFigures {
+            stages,
+            workers: self.workers,
+            in_flight_steps_max: self.in_flight(),
+            staleness_steps: stale as f64 / stages.max(1) as f64,
+        }
     }
 
     /// Of so many steps `stage` learns one: the least common multiple of the strides from it up.

@@ -19,6 +19,7 @@ use crate::fold::{
 };
 use crate::learner::RowLayout;
 use crate::ledger::{Ledger, Part};
+use crate::metrics::PlanFigures;
 use crate::network::{self, Loss, Network};
 use crate::rows::Element;
 
@@ -354,6 +355,10 @@ impl Fold for Trainer {
 
     fn planned_part_bytes(&self, part: Part) -> u64 {
         self.plan.bytes.part(part)
+    }
+
+    fn plan_figures(&self) -> Option<PlanFigures> {
+        Some(self.plan.figures())
     }
 
     fn minimum_bytes(&self) -> u64 {

@@ -150,12 +150,6 @@ fn view(live: &Live) -> Value {
     let lag_rows = head.saturating_sub(status.version.sequence);
     let (counters, waiting) = (status.tally.counters, status.waiting(head));
     let classified = live.stream.schema.is_classified();
-    let state = match &status.failure {
-        Some(_) => "failed",
-        None if status.refusing.is_some() => "refusing",
-        None if lag_rows > 0 => "learning",
-        None => "idle",
-    };
     json!({
         "id": live.name,
         "object": "model",
@@ -164,7 +158,7 @@ fn view(live: &Live) -> Value {
         "kind": live.spec.kind,
         "stream": live.spec.stream,
         "spec": live.spec,
-        "status": state,
+        "status": status.condition(lag_rows).word(),
         "failure": status.failure,
         "refusing": status.refusing,
         "version": status.version,

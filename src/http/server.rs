@@ -12,11 +12,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
+use prometheus::IntGauge;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
+use crate::metrics::Counted;
 use crate::shutdown::Shutdown;
 
 /// How long to wait after a connection could not be accepted, as when the process has no file descriptors left.
@@ -36,8 +38,8 @@ pub struct Patience {
     pub shutdown: Duration,
 }
 
-/// Serves until `shutdown` drains, then lets requests under way finish.
-pub async fn serve(listener: TcpListener, router: Router, patience: Patience, shutdown: Shutdown) {
+/// Serves until `shutdown` drains, then lets requests under way finish. Connections are counted in `open`.
+pub async fn serve(listener: TcpListener, router: Router, patience: Patience, shutdown: Shutdown, open: IntGauge) {
     let slots = Arc::new(Semaphore::new(patience.connections_max));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -75,11 +77,12 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         while connections.try_join_next().is_some() {}
+        let counted = Counted::of(&open);
         connections.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");
             }
-            drop(slot);
+            drop((slot, counted));
         });
     }
     drop(listener);

@@ -298,7 +298,9 @@ async fn append(
     let prepare = move |app: &App| {
         let labels = (batch == Batch::Labels).then(|| of.schema.of_labels());
         let schema = labels.as_ref().unwrap_or(&of.schema);
-        let rows = decode(schema, format, bytes.clone(), Purpose::Learn)?;
+        let span = tracing::debug_span!("decode", format = format.content_type(), bytes = bytes.len());
+        let rows = span.in_scope(|| decode(schema, format, bytes.clone(), Purpose::Learn))?;
+        tracing::debug!(stream = of.name, rows = rows.count, "a post is read");
         let key = key.map(|key| (key, fingerprint(batch, format, &bytes)));
         if app.streams.is_full() {
             app.models.make_room()?;
@@ -310,7 +312,10 @@ async fn append(
         Ok(submitted?)
     };
     let pending = app.blocking(prepare).await?;
-    Ok(pending.receipt().await?)
+    let receipt = pending.receipt().await?;
+    // By these its steps are found, which no request waits for.
+    tracing::Span::current().record("first_sequence", receipt.first).record("sequence", receipt.last);
+    Ok(receipt)
 }
 
 /// What makes two bodies the same to an idempotency key.

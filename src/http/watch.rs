@@ -9,8 +9,15 @@ use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
+use uuid::Uuid;
+
 use super::App;
 use super::problem::Problem;
+
+/// Bytes of a client's name for its request.
+const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// The label of requests that no route matches; their paths are the clients' and must not become labels.
 const UNMATCHED: &str = "unmatched";
@@ -18,18 +25,49 @@ const UNMATCHED: &str = "unmatched";
 pub(super) async fn watch(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
+    let _in_flight = app.metrics.http_in_flight();
     let route = request.extensions().get::<MatchedPath>().map_or(UNMATCHED, |path| path.as_str()).to_owned();
     let health = route.starts_with("/v2/health");
+    let span = span_of(&request, &route);
     let response = if app.shutdown.is_draining() && !health {
         Problem::draining().into_response()
     } else {
         let deadline = Duration::from_secs(app.request_seconds);
-        let answered = tokio::time::timeout(deadline, next.run(request)).await;
+        let answered = tokio::time::timeout(deadline, next.run(request).instrument(span.clone())).await;
         let response = answered.unwrap_or_else(|_| Problem::deadline(app.request_seconds).into_response());
         as_problem(response).await
     };
-    app.metrics.http_answered(&route, method.as_str(), response.status().as_u16(), began.elapsed().as_secs_f64());
+    let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
+    app.metrics.http_answered(&route, method.as_str(), status, seconds);
+    span.record("status", status);
+    span.in_scope(|| tracing::debug!(seconds, "a request is answered"));
     response
+}
+
+/// A request's way, as messages tell it. What is appended by it, or answers it, is named by sequence number.
+fn span_of(request: &Request, route: &str) -> Span {
+    let span = tracing::debug_span!(
+        "request",
+        method = %request.method(),
+        route,
+        request_id = Empty,
+        first_sequence = Empty,
+        sequence = Empty,
+        status = Empty,
+    );
+    if !span.is_disabled() {
+        span.record("request_id", request_id(request));
+        #[cfg(feature = "otel")]
+        crate::trace::otel::continue_trace(&span, request.headers());
+    }
+    span
+}
+
+/// The client's own name for its request, where it is short and plain; a new one otherwise.
+fn request_id(request: &Request) -> String {
+    let own = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
+    let own = own.filter(|own| (1..=REQUEST_ID_BYTES_MAX).contains(&own.len()));
+    own.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
 }
 
 /// What the framework refuses itself (a path or a query that cannot be read) it says in plain text; here that gets the one shape

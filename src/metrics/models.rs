@@ -1,7 +1,8 @@
 //! What models are, as metrics: built anew for each scrape from what the models say of themselves.
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 
+use super::families::{Named, family, labelled, metric, pair, plain};
 use crate::ledger::Part;
 
 /// One model at one moment, given by its driver. Counters are the model's own, part of its durable state: those that end in
@@ -10,8 +11,14 @@ use crate::ledger::Part;
 pub struct ModelFigures {
     /// Its name.
     pub model: String,
-    /// One word of a fixed set: how it is.
-    pub status: &'static str,
+    /// The stream that it learns from.
+    pub stream: String,
+    /// What it is a model of.
+    pub kind: String,
+    /// What it does when too many rows come.
+    pub policy: &'static str,
+    /// Every status that a model may have, and whether it has that one.
+    pub statuses: Vec<(&'static str, bool)>,
     /// Rows that its stream has accepted for it.
     pub accepted_rows: u64,
     /// What became of them so far.
@@ -28,6 +35,8 @@ pub struct ModelFigures {
     pub snapshot_age_seconds: f64,
     /// Sequence numbers of the stream that are not decided yet.
     pub lag_rows: u64,
+    /// How many of them there may be before posts are refused; none where they never are.
+    pub lag_rows_max: Option<u64>,
     /// Steps that were applied.
     pub steps: u64,
     /// Scores since the start of the model.
@@ -40,12 +49,18 @@ pub struct ModelFigures {
     pub drift_sequence: Option<u64>,
     /// The learning rate, where it has one.
     pub learning_rate: Option<f64>,
-    /// When the newest checkpoint became durable, in seconds since 1970; none before the first.
-    pub checkpoint_timestamp_seconds: Option<f64>,
+    /// The newest checkpoint; none before the first.
+    pub checkpoint: Option<CheckpointFigures>,
+    /// The plan; none for a kind without one.
+    pub plan: Option<PlanFigures>,
+    /// Steps that were given to the trainer, and whose end is not known yet.
+    pub in_flight_steps: u64,
     /// Bytes held, by part.
     pub ledger_bytes: Vec<(Part, u64)>,
     /// The most bytes held at once since the last change of the budget.
     pub ledger_high_water_bytes: u64,
+    /// The least that a plan of it can hold.
+    pub minimum_bytes: u64,
     /// What the plan will hold at most.
     pub planned_bytes: u64,
     /// What it will hold at most, by part.
@@ -54,6 +69,36 @@ pub struct ModelFigures {
     pub memory_budget_bytes: Option<u64>,
     /// Its share of what the process may hold; none where nobody has shared it yet.
     pub memory_allotted_bytes: Option<u64>,
+}
+
+impl Named for ModelFigures {
+    const LABEL: &'static str = "model";
+
+    fn name(&self) -> &str {
+        &self.model
+    }
+}
+
+/// A checkpoint that is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CheckpointFigures {
+    /// When it became so, in seconds since 1970.
+    pub timestamp_seconds: f64,
+    /// Every row up to here is in it.
+    pub sequence: u64,
+}
+
+/// A plan in a few numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PlanFigures {
+    /// Into how many stages the network is cut.
+    pub stages: u64,
+    /// How many workers share them.
+    pub workers: u64,
+    /// Steps that may be in flight.
+    pub in_flight_steps_max: u64,
+    /// Steps before its own whose updates a forward does not see yet: the mean over the stages, in a pipeline that is full.
+    pub staleness_steps: f64,
 }
 
 /// The rows of one model by what became of them. With those that wait they are the rows accepted.
@@ -102,10 +147,20 @@ pub struct ScoreFigures {
     pub loss: Option<f64>,
 }
 
-/// The families of all models, those without a single value left out.
+/// The families of all models.
 pub(super) fn families(models: &[ModelFigures]) -> Vec<MetricFamily> {
-    let all = [counters(models), versions_and_scores(models), memory(models)];
-    all.into_iter().flatten().filter(|family| !family.get_metric().is_empty()).collect()
+    let all =
+        [vec![info(models)], counters(models), versions_and_scores(models), checkpoints(models), plans(models), memory(models)];
+    all.into_iter().flatten().collect()
+}
+
+fn info(models: &[ModelFigures]) -> MetricFamily {
+    let of = |m: &ModelFigures| {
+        let labels = [("model", m.model.as_str()), ("stream", &m.stream), ("kind", &m.kind), ("policy", m.policy)];
+        metric(MetricType::GAUGE, labels.map(|(label, value)| pair(label, value)).to_vec(), 1.0)
+    };
+    let help = "Always 1; the labels say what the model is and learns from.";
+    family(MetricType::GAUGE, "mustela_model_info", help, models.iter().map(of).collect())
 }
 
 fn counters(models: &[ModelFigures]) -> Vec<MetricFamily> {
@@ -135,6 +190,13 @@ fn counters(models: &[ModelFigures]) -> Vec<MetricFamily> {
         plain(GAUGE, "mustela_model_lag_rows", "Sequence numbers of the stream that are not decided.", models, |m| {
             Some(m.lag_rows as f64)
         }),
+        plain(
+            GAUGE,
+            "mustela_model_lag_max_rows",
+            "Lag beyond which posts to the stream are refused; absent under a policy that skips rows.",
+            models,
+            |m| m.lag_rows_max.map(|rows| rows as f64),
+        ),
     ]
 }
 
@@ -142,9 +204,14 @@ fn versions_and_scores(models: &[ModelFigures]) -> Vec<MetricFamily> {
     use MetricType::GAUGE;
     let windows = |m: &ModelFigures| [("whole", m.whole), ("sliding", m.sliding)];
     vec![
-        labelled(GAUGE, "mustela_model_status", "1 for the status that the model has.", "status", models, |m| {
-            vec![(m.status, 1.0)]
-        }),
+        labelled(
+            GAUGE,
+            "mustela_model_status",
+            "1 for the status that the model has, 0 for the others.",
+            "status",
+            models,
+            |m| m.statuses.iter().map(|&(status, has)| (status, f64::from(u8::from(has)))).collect(),
+        ),
         plain(GAUGE, "mustela_model_version_sequence", "Every row up to this sequence is decided.", models, |m| {
             Some(m.sequence as f64)
         }),
@@ -175,12 +242,44 @@ fn versions_and_scores(models: &[ModelFigures]) -> Vec<MetricFamily> {
             |m| m.drift_sequence.map(|sequence| sequence as f64),
         ),
         plain(GAUGE, "mustela_model_learning_rate", "The learning rate.", models, |m| m.learning_rate),
+    ]
+}
+
+fn checkpoints(models: &[ModelFigures]) -> Vec<MetricFamily> {
+    use MetricType::GAUGE;
+    vec![
         plain(
             GAUGE,
             "mustela_model_checkpoint_timestamp_seconds",
             "When the newest checkpoint became durable, since 1970.",
             models,
-            |m| m.checkpoint_timestamp_seconds,
+            |m| m.checkpoint.map(|checkpoint| checkpoint.timestamp_seconds),
+        ),
+        plain(GAUGE, "mustela_model_checkpoint_sequence", "Every row up to here is in the newest checkpoint.", models, |m| {
+            m.checkpoint.map(|checkpoint| checkpoint.sequence as f64)
+        }),
+    ]
+}
+
+fn plans(models: &[ModelFigures]) -> Vec<MetricFamily> {
+    use MetricType::GAUGE;
+    let of_plan =
+        |name: &str, help: &str, value: fn(&PlanFigures) -> f64| plain(GAUGE, name, help, models, |m| m.plan.as_ref().map(value));
+    vec![
+        of_plan("mustela_plan_stages", "Stages that the network is cut into.", |plan| plan.stages as f64),
+        of_plan("mustela_plan_workers", "Workers that share the stages.", |plan| plan.workers as f64),
+        of_plan("mustela_plan_in_flight_max_steps", "Steps that may be in flight.", |plan| plan.in_flight_steps_max as f64),
+        of_plan(
+            "mustela_plan_staleness_steps",
+            "Steps whose updates a forward does not see yet: the mean over the stages, in a pipeline that is full.",
+            |plan| plan.staleness_steps,
+        ),
+        plain(
+            GAUGE,
+            "mustela_model_in_flight_steps",
+            "Steps that were given to the trainer, and whose end is not known yet.",
+            models,
+            |m| Some(m.in_flight_steps as f64),
         ),
     ]
 }
@@ -198,6 +297,9 @@ fn memory(models: &[ModelFigures]) -> Vec<MetricFamily> {
             models,
             |m| Some(m.ledger_high_water_bytes as f64),
         ),
+        plain(GAUGE, "mustela_model_minimum_bytes", "The least that a plan of the model can hold.", models, |m| {
+            Some(m.minimum_bytes as f64)
+        }),
         plain(GAUGE, "mustela_planned_bytes", "What the present plan will hold at most.", models, |m| {
             Some(m.planned_bytes as f64)
         }),
@@ -216,62 +318,4 @@ fn memory(models: &[ModelFigures]) -> Vec<MetricFamily> {
             m.memory_allotted_bytes.map(|bytes| bytes as f64)
         }),
     ]
-}
-
-/// A family with one value a model, or none.
-fn plain(
-    kind: MetricType,
-    name: &str,
-    help: &str,
-    models: &[ModelFigures],
-    value: impl Fn(&ModelFigures) -> Option<f64>,
-) -> MetricFamily {
-    let metrics = models.iter().filter_map(|m| Some(metric(kind, vec![pair("model", &m.model)], value(m)?)));
-    family(kind, name, help, metrics.collect())
-}
-
-/// A family with a second label.
-fn labelled(
-    kind: MetricType,
-    name: &str,
-    help: &str,
-    label: &str,
-    models: &[ModelFigures],
-    values: impl Fn(&ModelFigures) -> Vec<(&'static str, f64)>,
-) -> MetricFamily {
-    let metrics = models.iter().flat_map(|m| {
-        let pairs = values(m).into_iter();
-        pairs.map(|(word, value)| metric(kind, vec![pair("model", &m.model), pair(label, word)], value)).collect::<Vec<_>>()
-    });
-    family(kind, name, help, metrics.collect())
-}
-
-fn family(kind: MetricType, name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
-}
-
-fn metric(kind: MetricType, labels: Vec<LabelPair>, value: f64) -> Metric {
-    let mut metric = Metric::from_label(labels);
-    if kind == MetricType::COUNTER {
-        let mut counter = Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
-    metric
-}
-
-fn pair(name: &str, value: &str) -> LabelPair {
-    let mut pair = LabelPair::default();
-    pair.set_name(name.to_owned());
-    pair.set_value(value.to_owned());
-    pair
 }

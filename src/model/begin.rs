@@ -1,7 +1,7 @@
 //! How a model begins: fresh, from its newest whole checkpoint, or, where neither can be, standing still with the reason.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 use std::time::Instant;
 
@@ -15,6 +15,7 @@ use super::ModelError;
 use super::asked::stand;
 use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError};
+use super::decision::What;
 use super::driver::{Driver, Ears};
 use super::live::{Command, Live, Progress, Published};
 use super::recovery::{Recovered, Recovery, newest_plan};
@@ -133,6 +134,7 @@ impl Models {
         fold.begin_snapshot(&mut Vec::new())?;
         let snapshot = fold.snapshot()?.ok_or_else(|| ModelError::Inconsistent("a new fold has no snapshot".into()))?;
         let (predict_rows, predict_seconds) = self.series(name);
+        let lag_rows_max = record.spec.overload.lag_rows_max(self.ground.settings.lag_rows_max);
         Ok(Arc::new(Live {
             id: *id,
             name: name.clone(),
@@ -142,6 +144,8 @@ impl Models {
             ledger: Mutex::new(fold.ledger().clone()),
             predict_rows,
             predict_seconds,
+            lag_rows_max,
+            in_flight_steps: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(budget_bytes),
             decided_to,
@@ -166,6 +170,7 @@ impl Models {
         let mut status = Status::new(version, record.origin, self.ground.settings.tally());
         status.failure = Some(failure.clone());
         let (predict_rows, predict_seconds) = self.series(&name);
+        let lag_rows_max = record.spec.overload.lag_rows_max(self.ground.settings.lag_rows_max);
         let live = Arc::new(Live {
             id,
             name,
@@ -175,6 +180,8 @@ impl Models {
             ledger: Mutex::default(),
             predict_rows,
             predict_seconds,
+            lag_rows_max,
+            in_flight_steps: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(None),
             decided_to: version,
@@ -187,9 +194,14 @@ impl Models {
         Ok(self.run(live, move || stand(&standing, asked.iter()))?)
     }
 
-    /// The series that count a model's queries.
+    /// The series that count a model's queries. What its driver counts begins here too, at zero: a first failure that a scrape cannot
+    /// compare with anything would be none.
     fn series(&self, name: &str) -> (IntCounter, Histogram) {
         let metrics = &self.ground.metrics;
+        metrics.model_checkpoint_failures_total.with_label_values(&[name]);
+        for decision in What::WORDS {
+            metrics.model_decisions_total.with_label_values(&[name, decision]);
+        }
         (metrics.predict_rows_total.with_label_values(&[name]), metrics.predict_seconds.with_label_values(&[name]))
     }
 

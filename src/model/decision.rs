@@ -66,6 +66,21 @@ impl What {
         What::Skip { through, kept }
     }
 
+    /// What [`What::word`] may say.
+    pub const WORDS: [&'static str; 5] = ["plan", "learning_rate", "skip", "react", "quarantine"];
+
+    /// What was decided, in one word.
+    pub fn word(&self) -> &'static str {
+        let [plan, learning_rate, skip, react, quarantine] = What::WORDS;
+        match self {
+            What::Plan(_) => plan,
+            What::LearningRate(_) => learning_rate,
+            What::Skip { .. } => skip,
+            What::React { .. } => react,
+            What::Quarantine { .. } => quarantine,
+        }
+    }
+
     /// What the fold has to carry out; none where it is not concerned.
     pub fn change(&self) -> Option<Change> {
         match self {

@@ -8,11 +8,13 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
 use crossbeam::select;
 use prometheus::Histogram;
+use tracing::{Span, debug_span};
 
 use super::asked::stand;
 use super::attempt::Attempt;
@@ -32,6 +34,7 @@ use super::{Ground, ModelError};
 use crate::disk::is_sync_failure;
 use crate::fold::{Demand, Fold, FoldError, Outcome, ProposalError, Sequence, Step, Verdict, Version};
 use crate::ledger::Part;
+use crate::metrics::PlanFigures;
 use crate::network::random;
 use crate::rows::Rows;
 
@@ -75,6 +78,8 @@ pub(super) struct Driver {
     pub(super) queue: Queue,
     /// What lies between the model's version and the cursor: the steps in flight, and what is passed over among them.
     pub(super) flight: VecDeque<Passage>,
+    /// The spans of the steps in flight, oldest first.
+    pub(super) steps: VecDeque<Span>,
     /// Says what is under way to the process after this one.
     pub(super) attempt: Attempt,
     /// Rows over which the fold, or a process, has fallen.
@@ -143,6 +148,7 @@ impl Driver {
             cursor: version,
             queue,
             flight: VecDeque::new(),
+            steps: VecDeque::new(),
             attempt,
             condemned: 0,
             drifted: false,
@@ -275,9 +281,11 @@ impl Driver {
         }
         let after = self.flight.front().map_or(through, |passage| passage.first - 1);
         self.attempt.begin(after, through, suspected);
+        let span = self.step_span(&step);
+        self.steps.push_back(span.clone());
         let mut outcomes = Vec::new();
         let began = Instant::now();
-        let applied = guarded(|| self.fold.apply(step, &mut outcomes));
+        let applied = span.in_scope(|| guarded(|| self.fold.apply(step, &mut outcomes)));
         self.step_seconds.observe(began.elapsed().as_secs_f64());
         self.settle(outcomes);
         applied?;
@@ -287,6 +295,14 @@ impl Driver {
             self.attempt.rest(through);
         }
         Ok(())
+    }
+
+    /// A step's way through the trainer, from here until its end is known. What ties it to the request that brought its rows are their
+    /// numbers.
+    fn step_span(&self, step: &Step) -> Span {
+        let first_sequence = self.flight.back().map_or(step.last, |passage| passage.first);
+        let (model, rows) = (&self.live.name, step.rows.count);
+        debug_span!("step", model, first_sequence, sequence = step.last, rows, ordinal = tracing::field::Empty)
     }
 
     /// Has rows that came before their labels predicted by the newest snapshot. Where too many queries wait they are not scored.
@@ -411,8 +427,19 @@ impl Driver {
     /// Writes a decision down at the present version, durably, and carries it out.
     pub(super) fn decide(&mut self, what: What) -> Result<(), ModelError> {
         let decision = Decision { at: self.cursor, what };
+        let (model, sequence, word) = (self.live.name.clone(), self.cursor.sequence, decision.what.word());
+        let _span = debug_span!("decision", model, sequence, decision = word).entered();
         self.ground.record_decision(self.live.id, self.decided, &decision)?;
-        self.execute(&decision.what)
+        self.ground.metrics.model_decisions_total.with_label_values(&[&model, word]).inc();
+        self.execute(&decision.what)?;
+        if let What::Plan(Planned { by_hand, .. }) = decision.what {
+            let planned_bytes = self.fold.planned_bytes();
+            let PlanFigures { stages, workers, .. } = self.fold.plan_figures().unwrap_or_default();
+            tracing::info!(model, sequence, stages, workers, planned_bytes, by_hand, "another plan is followed");
+        } else {
+            tracing::debug!("a decision is followed");
+        }
+        Ok(())
     }
 
     /// Notes that the model does not keep up.
@@ -476,6 +503,7 @@ impl Driver {
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
         let mut ended = self.ended(outcomes);
+        self.live.in_flight_steps.store(self.steps.len() as u64, Relaxed);
         {
             // What was told before a fold was brought back is not told again.
             let told = self.version().sequence;
@@ -513,6 +541,11 @@ impl Driver {
             if passage.rows > 0 && outcome.is_none() {
                 break;
             }
+            if let Some(outcome) = &outcome
+                && let Some(span) = self.steps.pop_front()
+            {
+                tell_of_end(&span, outcome);
+            }
             ended.extend(self.flight.pop_front().map(|passage| (passage, outcome)));
         }
         ended
@@ -540,7 +573,7 @@ impl Driver {
         };
         if !std::mem::replace(&mut self.refusing, true) {
             let (model, Passage { first, last, .. }) = (&self.live.name, passage);
-            tracing::warn!(model, first, last, reason, "rows were refused and taught nothing");
+            tracing::warn!(model, first_sequence = first, sequence = last, reason, "rows were refused and taught nothing");
         }
     }
 
@@ -591,6 +624,7 @@ impl Driver {
                     self.ground.end(&error);
                 }
                 tracing::error!(model = self.live.name, %error, "no checkpoint could be written; it will be tried again");
+                self.ground.metrics.model_checkpoint_failures_total.with_label_values(&[&self.live.name]).inc();
                 self.save_again_at = Some(Instant::now() + SAVE_AGAIN);
                 Ok(())
             }
@@ -618,6 +652,7 @@ impl Driver {
             // The counters are of a later state, to which the fold has yet to come again.
             return Ok(());
         }
+        let _span = debug_span!("checkpoint", model = self.live.name, sequence = version.sequence).entered();
         let head = Head {
             folder: self.ground.folder.identity.clone(),
             model: self.live.name.clone(),
@@ -634,6 +669,7 @@ impl Driver {
         self.saved_at = Instant::now();
         self.saved_version = Some(version);
         self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
+        tracing::debug!(seconds = figures.seconds, decisions = head.decisions, "a checkpoint is durable");
         self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream, self.ground.settings.retain_bytes)?;
@@ -654,9 +690,22 @@ impl Driver {
     }
 }
 
+/// Ends the span of a step.
+fn tell_of_end(span: &Span, outcome: &Outcome) {
+    let Outcome { ordinal, rows, ref verdict, ref score, .. } = *outcome;
+    span.record("ordinal", ordinal);
+    let verdict = match verdict {
+        Verdict::Learned => "learned",
+        Verdict::LearnedInPart => "learned_in_part",
+        Verdict::Quarantined(_) => "quarantined",
+    };
+    span.in_scope(|| tracing::debug!(verdict, loss = score.loss / rows.max(1) as f64, "a step has ended"));
+}
+
 fn fail(live: &Live, error: &ModelError) {
     tracing::error!(model = live.name, %error, "the model stands still; its last snapshot goes on answering");
     live.status.lock().failure = Some(error.to_string());
+    live.in_flight_steps.store(0, Relaxed);
     live.end();
 }
 

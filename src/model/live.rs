@@ -1,7 +1,7 @@
 //! A live model as everybody but its driver sees it: the newest snapshot, the status, and a way to ask for changes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -11,10 +11,10 @@ use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
 
 use super::spec::ModelSpec;
-use super::status::{Learned, Status};
+use super::status::{Condition, Learned, Status};
 use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
 use crate::ledger::{Ledger, Part};
-use crate::metrics::{ModelFigures, RowFigures, ScoreFigures};
+use crate::metrics::{CheckpointFigures, ModelFigures, RowFigures, ScoreFigures};
 use crate::stream::Stream;
 
 /// A snapshot with the version that it is of.
@@ -109,6 +109,10 @@ pub struct Live {
     pub predict_rows: IntCounter,
     /// See [`Live::predict_rows`].
     pub predict_seconds: Histogram,
+    /// Rows that it may be behind before posts are refused; none where they never are.
+    pub lag_rows_max: Option<u64>,
+    /// Steps that were given to its fold, and whose end is not known yet.
+    pub(super) in_flight_steps: AtomicU64,
     /// Whether the model has once been as near to the head of its stream as its overload policy asks.
     pub(super) caught_up: AtomicBool,
     /// The model's own budget as the log has it, where the driver may have yet to come; changed by the registry alone.
@@ -186,10 +190,19 @@ impl Live {
                 .then(|| score.correct as f64 / score.rows as f64),
             loss: (score.rows > 0).then(|| score.loss / score.rows as f64),
         };
+        let checkpoint = status.checkpoint.as_ref().map(|checkpoint| CheckpointFigures {
+            timestamp_seconds: checkpoint.unix_seconds as f64,
+            sequence: checkpoint.version.sequence,
+        });
+        let lag_rows = head.saturating_sub(status.version.sequence);
+        let condition = status.condition(lag_rows);
         let ledger = self.ledger();
         ModelFigures {
             model: self.name.clone(),
-            status: if status.failure.is_some() { "failed" } else { "live" },
+            stream: self.spec.stream.clone(),
+            kind: self.spec.kind.clone(),
+            policy: self.spec.overload.word(),
+            statuses: Condition::ALL.into_iter().map(|one| (one.word(), one == condition)).collect(),
             accepted_rows: waiting.accepted,
             rows: RowFigures {
                 learned: counters.learned,
@@ -205,16 +218,20 @@ impl Live {
             snapshot_age_seconds: self.snapshot_age(&status).as_secs_f64(),
             waiting_for_label_rows: waiting.for_label,
             labels: counters.labels,
-            lag_rows: head.saturating_sub(status.version.sequence),
+            lag_rows,
+            lag_rows_max: self.lag_rows_max,
             steps: status.tally.steps,
             whole: scores(status.tally.whole),
             sliding: scores(status.tally.sliding.score()),
             drifts: status.tally.drift.detected(),
             drift_sequence: status.tally.drift.last_sequence(),
             learning_rate: status.learning_rate,
-            checkpoint_timestamp_seconds: status.checkpoint.as_ref().map(|checkpoint| checkpoint.unix_seconds as f64),
+            checkpoint,
+            plan: status.plan_figures,
+            in_flight_steps: self.in_flight_steps.load(Relaxed),
             ledger_bytes: Part::ALL.into_iter().map(|part| (part, ledger.used(part))).collect(),
             ledger_high_water_bytes: ledger.high_water(),
+            minimum_bytes: status.minimum_bytes,
             planned_bytes: status.planned_bytes,
             planned_part_bytes: Part::ALL.into_iter().zip(status.planned_parts.iter().copied()).collect(),
             memory_budget_bytes: status.budget_bytes,

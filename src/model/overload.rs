@@ -67,6 +67,25 @@ impl Overload {
         Some(Window { rows: rows.max(keep), keep, take })
     }
 
+    /// Rows that the model may be behind before posts are refused, where `rows_default` is that of a spec that says nothing; none
+    /// where they never are.
+    pub fn lag_rows_max(&self, rows_default: u64) -> Option<u64> {
+        match self {
+            Overload::Backpressure { lag_rows_max } => Some(lag_rows_max.unwrap_or(rows_default)),
+            Overload::LastN(_) | Overload::RandomN(_) | Overload::Coreset(_) => None,
+        }
+    }
+
+    /// The policy's word in a spec.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Overload::Backpressure { .. } => "backpressure",
+            Overload::LastN(_) => "last_n",
+            Overload::RandomN(_) => "random_n",
+            Overload::Coreset(_) => "coreset",
+        }
+    }
+
     /// Whether rows of the model may be given away.
     pub fn may_skip(&self) -> bool {
         !matches!(self, Overload::Backpressure { .. })

@@ -9,6 +9,7 @@ use std::thread;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::oneshot;
+use tracing::{Span, debug_span};
 
 use super::live::{Live, Published};
 use crate::fold::{FoldError, Predictions, Version};
@@ -21,6 +22,8 @@ struct Query {
     rows: Rows,
     /// Whether a client asks, and not the model's own driver.
     counts: bool,
+    /// What asks.
+    span: Span,
     reply: oneshot::Sender<Result<Answer, PredictError>>,
 }
 
@@ -76,17 +79,26 @@ impl Predictor {
     /// Asks `model` about `rows`, for one of its clients or (not `counts`) for itself; the answer comes later.
     pub(super) fn ask(&self, model: Arc<Live>, rows: Rows, counts: bool) -> Result<Pending, PredictError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Query { model, rows, counts, reply }).map_err(|error| match error {
+        let span = Span::current();
+        self.queue.try_send(Query { model, rows, counts, span, reply }).map_err(|error| match error {
             TrySendError::Full(_) => PredictError::Busy(self.queue_max),
             TrySendError::Disconnected(_) => PredictError::Stopping,
         })?;
         Ok(answer)
     }
 
+    /// Queries that wait for a thread, and how many may.
+    pub fn queued(&self) -> (usize, usize) {
+        (self.queue.len(), self.queue_max)
+    }
+
     /// Asks `model` about `rows` for a client.
     pub async fn predict(&self, model: Arc<Live>, rows: Rows) -> Result<Answer, PredictError> {
         let answer = self.ask(model, rows, true)?;
-        answer.await.unwrap_or(Err(PredictError::Unavailable("the query was given up; the service's messages say why".into())))
+        let lost = || PredictError::Unavailable("the query was given up; the service's messages say why".into());
+        let answer = answer.await.unwrap_or_else(|_| Err(lost()))?;
+        Span::current().record("sequence", answer.version.sequence);
+        Ok(answer)
     }
 }
 
@@ -119,6 +131,11 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
     let all: Vec<&Rows> = queries.iter().map(|query| &query.rows).collect();
     let Some(rows) = Rows::concatenate(&all) else { return };
     metrics.predict_batch_rows.observe(rows.count as f64);
+    let sequence = published.version.sequence;
+    let span = debug_span!("predict", model = model.name, sequence, rows = rows.count, queries = queries.len()).entered();
+    for query in &queries {
+        span.follows_from(&query.span);
+    }
     match predict_in_chunks(&published, &rows, batch_rows_max) {
         Ok(predictions) => {
             let asked: usize = queries.iter().filter(|query| query.counts).map(|query| query.rows.count).sum();

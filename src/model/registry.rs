@@ -14,7 +14,6 @@ use super::checkpoint;
 use super::decision::{Decision, Planned, What};
 use super::kind::{Kinds, SpecError};
 use super::live::{ChangeError, Command, Live};
-use super::overload::Overload;
 use super::share::Claim;
 use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
@@ -240,8 +239,7 @@ impl Models {
     pub fn behind(&self, stream: &Stream) -> Option<Behind> {
         let models = self.list().into_iter().filter(|live| live.stream.id == stream.id);
         let behind = models.filter_map(|live| {
-            let Overload::Backpressure { lag_rows_max } = live.spec.overload else { return None };
-            let lag_rows_max = lag_rows_max.unwrap_or(self.ground.settings.lag_rows_max);
+            let lag_rows_max = live.lag_rows_max?;
             let lag_rows = live.lag_rows();
             if lag_rows <= lag_rows_max {
                 live.caught_up.store(true, Relaxed);

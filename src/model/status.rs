@@ -11,6 +11,7 @@ use super::drift::{Drift, Shift};
 use super::queue::Passage;
 use crate::fold::{Fold, Outcome, Score, Sequence, Verdict, Version};
 use crate::ledger::Part;
+use crate::metrics::PlanFigures;
 
 /// Ends of steps that are remembered for a client that waits for its own rows.
 const RECENT_OUTCOMES: usize = 512;
@@ -115,6 +116,34 @@ pub struct CheckpointFigures {
     pub seconds: f64,
 }
 
+/// How a model is, in one word: the doors and `/metrics` say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It stands still.
+    Failed,
+    /// It goes on, and its last step was refused.
+    Refusing,
+    /// Rows wait.
+    Learning,
+    /// Every row is decided.
+    Idle,
+}
+
+impl Condition {
+    /// All of them.
+    pub const ALL: [Condition; 4] = [Condition::Failed, Condition::Refusing, Condition::Learning, Condition::Idle];
+
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Condition::Failed => "failed",
+            Condition::Refusing => "refusing",
+            Condition::Learning => "learning",
+            Condition::Idle => "idle",
+        }
+    }
+}
+
 /// What a model's driver tells everybody else.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -132,6 +161,8 @@ pub struct Status {
     pub plan: serde_json::Value,
     /// What a person who writes a plan has to know of what is learned.
     pub outline: serde_json::Value,
+    /// The plan in a few numbers; none for a kind without one.
+    pub plan_figures: Option<PlanFigures>,
     /// What the plan holds at most.
     pub planned_bytes: u64,
     /// What it holds at most for each part, in their order.
@@ -165,6 +196,7 @@ impl Status {
             allotted_bytes: None,
             plan: serde_json::Value::Null,
             outline: serde_json::Value::Null,
+            plan_figures: None,
             planned_bytes: 0,
             planned_parts: vec![0; Part::ALL.len()],
             minimum_bytes: 0,
@@ -181,10 +213,21 @@ impl Status {
 
     /// Notes what a fold says of its present plan and settings.
     pub fn note(&mut self, fold: &dyn Fold) {
+        self.plan_figures = fold.plan_figures();
         self.planned_bytes = fold.planned_bytes();
         self.planned_parts = Part::ALL.into_iter().map(|part| fold.planned_part_bytes(part)).collect();
         self.minimum_bytes = fold.minimum_bytes();
         self.learning_rate = fold.learning_rate();
+    }
+
+    /// How the model is, in one word, while so many rows of its stream wait.
+    pub fn condition(&self, lag_rows: u64) -> Condition {
+        match &self.failure {
+            Some(_) => Condition::Failed,
+            None if self.refusing.is_some() => Condition::Refusing,
+            None if lag_rows > 0 => Condition::Learning,
+            None => Condition::Idle,
+        }
     }
 
     /// Notes the plan that is followed, and what it answers.
@@ -376,6 +419,11 @@ mod tests {
         assert_eq!(status.tally.counters.quarantined, 3);
         assert_eq!(status.tally.whole, Score::default());
         assert_eq!(status.learned(1, 3), Learned { quarantined: 3, ..Learned::default() });
+        assert_eq!(status.condition(0), Condition::Refusing);
+        settle(&mut status, 4, 1, Verdict::Learned, score(1, 1));
+        assert_eq!((status.condition(0), status.condition(1)), (Condition::Idle, Condition::Learning));
+        status.failure = Some("over".into());
+        assert_eq!(status.condition(1), Condition::Failed);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use crate::fold::Sequence;
 use crate::limits;
@@ -262,6 +263,11 @@ impl Streams {
         self.log.stored_bytes()
     }
 
+    /// Bytes of records that the log may hold.
+    pub fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
     /// Whether the log has all the disk that it may take.
     pub fn is_full(&self) -> bool {
         self.stored_bytes() >= self.bytes_max
@@ -392,13 +398,24 @@ impl Streams {
             return Err(StreamError::KeyInFlight);
         }
         let (reply, receipt) = oneshot::channel();
-        let of = stream.clone();
+        let (of, span) = (stream.clone(), Span::current());
         self.committer.submit(vec![Entry::Append { stream: stream.id, records, key }], move |committed| {
             let told = match committed.map(|mut committed| committed.pop()) {
                 Ok(Some(Committed::Appended { first, last, replayed })) => {
                     if !replayed {
                         noted(&of, first);
                     }
+                    let stream = &of.name;
+                    span.in_scope(|| {
+                        tracing::debug!(
+                            stream,
+                            first_sequence = first,
+                            sequence = last,
+                            records = record_count,
+                            replayed,
+                            "a post is durable"
+                        );
+                    });
                     of.advance(last);
                     Ok(Receipt { first, last, rows, records: record_count, replayed })
                 }

@@ -229,6 +229,11 @@ impl Process {
         Process::spawn(command).expect("the service said nothing")
     }
 
+    /// Starts a service by another command, which takes the service's arguments, and says how much is told and where.
+    pub fn start_by(command: Command, data_dir: &Path, settings: &[(&str, &str)]) -> Process {
+        Process::spawn(Process::command(command, data_dir, settings)).expect("the service said nothing")
+    }
+
     /// Starts a service that may refuse to: then its exit status, and what it said.
     pub fn attempt(data_dir: &Path, settings: &[(&str, &str)]) -> Result<Process, Refused> {
         Process::attempt_by(Command::new(env!("CARGO_BIN_EXE_mustela")), data_dir, settings)
@@ -252,7 +257,10 @@ impl Process {
         for (key, value) in settings {
             command.arg("--set").arg(format!("{key}={value}"));
         }
-        command.env("MUSTELA_LOG", "warn").stdout(Stdio::piped());
+        if command.get_envs().all(|(name, _)| name != "MUSTELA_LOG") {
+            command.env("MUSTELA_LOG", "warn");
+        }
+        command.stdout(Stdio::piped());
         command
     }
 

@@ -88,7 +88,8 @@ fn write(log: &dyn Log, queue: &Receiver<Request>, group_max: usize, hooks: &Hoo
             next = has_room.then(|| queue.try_recv().ok()).flatten();
         }
         let began = Instant::now();
-        let committed = catch_unwind(AssertUnwindSafe(|| log.commit(&entries)));
+        let span = tracing::debug_span!("commit", posts = replies.len(), entries = entries.len(), bytes);
+        let committed = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| log.commit(&entries))));
         match committed.unwrap_or_else(|_| Err(LogError::Storage("it panicked; see the log of the process".into()))) {
             Ok(committed) => {
                 (hooks.committed)(began.elapsed().as_secs_f64(), replies.len());
