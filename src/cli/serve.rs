@@ -22,6 +22,7 @@ use crate::disk::Disk;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
 use crate::http::body::BodyLimits;
+use crate::http::events::Feed;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
@@ -207,6 +208,7 @@ impl Service {
             predictor,
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
+            feed: Feed::default(),
             body_limits: BodyLimits::from(&config.http),
             request_seconds: config.http.request_seconds,
             wait_seconds_max: config.http.wait_seconds_max,

@@ -16,6 +16,7 @@ use super::asked::stand;
 use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError};
 use super::driver::{Driver, Ears};
+use super::events::Kind;
 use super::live::{Command, Live, Progress, Published};
 use super::recovery::{Recovered, Recovery, newest_plan};
 use super::registry::{Models, Record, RegistryError, Running};
@@ -77,7 +78,9 @@ impl Models {
     fn resume(&self, id: u32, name: &str, record: &Record, stream: &Arc<Stream>) -> Result<(), RegistryError> {
         let recovery = self.recovery(id, name, record, stream)?;
         let recovered = recovery.bring_back()?;
-        self.start(recovery, recovered, stream.head())?;
+        let version = recovered.version;
+        let live = self.start(recovery, recovered, stream.head())?;
+        live.note(Kind::ModelRestored, version, "brought back, as the service started".to_owned());
         Ok(())
     }
 
@@ -148,6 +151,7 @@ impl Models {
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot }),
             status: Mutex::new(status),
             commands,
+            events: self.ground.events.clone(),
             progress: watch::Sender::new(Progress { version, ended: false }),
         }))
     }
@@ -178,11 +182,13 @@ impl Models {
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(None),
             decided_to: version,
-            published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot: Arc::new(Absent(failure)) }),
+            published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot: Arc::new(Absent(failure.clone())) }),
             status: Mutex::new(status),
             commands,
+            events: self.ground.events.clone(),
             progress: watch::Sender::new(Progress { version, ended: true }),
         });
+        live.note(Kind::Failure, version, format!("it stands still: {failure}"));
         let standing = live.clone();
         Ok(self.run(live, move || stand(&standing, asked.iter()))?)
     }

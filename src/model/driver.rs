@@ -20,6 +20,7 @@ use super::checkpoint::{self, CheckpointError, Head};
 use super::choice::{by_chance, coreset, coreset_bytes};
 use super::decision::{Decision, Planned, What};
 use super::drift::Shift;
+use super::events::Kind;
 use super::live::{Command, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
@@ -180,7 +181,7 @@ impl Driver {
             }
         };
         if catch_unwind(AssertUnwindSafe(lived)).is_err() {
-            live.status.lock().failure = Some("its driver panicked; the process's messages say where".into());
+            fail(&live, &ModelError::Inconsistent("its driver panicked; the process's messages say where".into()));
         }
         live.end();
     }
@@ -411,8 +412,11 @@ impl Driver {
     /// Writes a decision down at the present version, durably, and carries it out.
     pub(super) fn decide(&mut self, what: What) -> Result<(), ModelError> {
         let decision = Decision { at: self.cursor, what };
+        let budget_before = self.live.status_lent().budget_bytes;
         self.ground.record_decision(self.live.id, self.decided, &decision)?;
-        self.execute(&decision.what)
+        self.execute(&decision.what)?;
+        self.live.note_decision(&decision, budget_before);
+        Ok(())
     }
 
     /// Notes that the model does not keep up.
@@ -477,9 +481,10 @@ impl Driver {
     fn settle(&mut self, outcomes: Vec<Outcome>) {
         let mut ended = self.ended(outcomes);
         {
+            let mut status = self.live.status.lock();
+            status.steps_in_flight = self.flight.iter().filter(|passage| passage.rows > 0).count() as u64;
             // What was told before a fold was brought back is not told again.
-            let told = self.version().sequence;
-            ended.retain(|(passage, _)| passage.last > told);
+            ended.retain(|(passage, _)| passage.last > status.version.sequence);
         }
         if ended.is_empty() {
             return;
@@ -499,6 +504,8 @@ impl Driver {
                 self.drifted = true;
                 let (model, sequence) = (&self.live.name, passage.last);
                 tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
+                let text = format!("the loss of new rows has risen from {before:.3} to {after:.3}: the stream may have drifted");
+                self.live.note(Kind::Drift, Version { sequence, ..self.cursor }, text);
             }
         }
         self.moved();
@@ -541,6 +548,8 @@ impl Driver {
         if !std::mem::replace(&mut self.refusing, true) {
             let (model, Passage { first, last, .. }) = (&self.live.name, passage);
             tracing::warn!(model, first, last, reason, "rows were refused and taught nothing");
+            let text = format!("rows {first} to {last} were refused and taught nothing: {reason}");
+            self.live.note(Kind::Quarantine, Version { sequence: *last, ..self.cursor }, text);
         }
     }
 
@@ -656,7 +665,12 @@ impl Driver {
 
 fn fail(live: &Live, error: &ModelError) {
     tracing::error!(model = live.name, %error, "the model stands still; its last snapshot goes on answering");
-    live.status.lock().failure = Some(error.to_string());
+    let version = {
+        let mut status = live.status.lock();
+        status.failure = Some(error.to_string());
+        status.version
+    };
+    live.note(Kind::Failure, version, format!("it stands still: {error}"));
     live.end();
 }
 

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
 
+use super::events::Events;
 use super::spec::ModelSpec;
 use super::status::{Learned, Status};
 use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
@@ -118,6 +119,8 @@ pub struct Live {
     pub(super) published: ArcSwap<Published>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
+    /// Where it tells what happens to it.
+    pub(super) events: Arc<Events>,
     /// For whoever waits for a version.
     pub(super) progress: watch::Sender<Progress>,
 }
