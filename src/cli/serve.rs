@@ -166,7 +166,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let (trigger, shutdown) = shutdown::channel();
     let kinds = kinds(&config)?;
     let service = Service::start(config, Arc::new(disk::FileSystem), kinds, shutdown).await?;
-    println!("mustela: doors at http://{}", service.address);
+    println!("mustela: live page and doors at http://{}", service.address);
     println!("mustela: metrics at http://{}/metrics", service.metrics_address);
     signals.first().await;
     tracing::info!("draining");
