@@ -182,7 +182,11 @@ impl Models {
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(None),
             decided_to: version,
-            published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot: Arc::new(Absent(failure.clone())) }),
+            published: ArcSwap::from_pointee(Published {
+                version,
+                begun: Instant::now(),
+                snapshot: Arc::new(Absent(failure.clone())),
+            }),
             status: Mutex::new(status),
             commands,
             events: self.ground.events.clone(),
