@@ -96,6 +96,7 @@ async fn demo(arguments: &Arguments) -> Result<(), Failure> {
     let mut server = Server::start(&data_dir, "127.0.0.1:0")?;
     let service = Service::new(&server.doors)?.quietly().eagerly();
     println!("A service runs at {} on {}.", server.doors, data_dir.display());
+    println!("Watch it learn in a browser: {}/#{NAME}", server.doors);
     let full = create(&service, arguments.batch).await?;
 
     let began = Instant::now();
@@ -355,7 +356,7 @@ pub(super) fn iec(bytes: u64) -> String {
 fn end(arguments: &Arguments, server: Server, data_dir: &Path) -> Result<(), Failure> {
     if arguments.keep {
         println!(
-            "The service stays up: doors at {}, metrics at {}, data in {}.",
+            "The service stays up: live page and doors at {}, metrics at {}, data in {}.",
             server.doors,
             server.metrics,
             data_dir.display()

@@ -21,6 +21,7 @@ use crate::disk::Disk;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
 use crate::http::body::BodyLimits;
+use crate::http::events::Feed;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
@@ -171,7 +172,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let (trigger, shutdown) = shutdown::channel();
     let kinds = kinds(&config)?;
     let service = Service::start(config, Arc::new(disk::FileSystem), kinds, shutdown).await?;
-    println!("mustela: doors at http://{}", service.address);
+    println!("mustela: live page and doors at http://{}", service.address);
     println!("mustela: metrics at http://{}/metrics", service.metrics_address);
     signals.first().await;
     tracing::info!("draining");
@@ -213,6 +214,7 @@ impl Service {
             predictor,
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
+            feed: Feed::default(),
             body_limits: BodyLimits::from(&config.http),
             request_seconds: config.http.request_seconds,
             wait_seconds_max: config.http.wait_seconds_max,

@@ -4,14 +4,16 @@
 //! deadline and refuses it while the process drains, `request` and [`body`] read and
 //! decompress it under two caps, one of `streams`,
 //! `models`, `memory`, `predict`, `inference`, `health` or `openapi`
-//! answers, and whatever goes wrong becomes a [`problem`].
+//! answers, and whatever goes wrong becomes a [`problem`]. Who would rather look opens the `page`, which lives by [`events`].
 
 pub mod body;
+pub mod events;
 mod health;
 mod inference;
 mod memory;
 mod models;
 mod openapi;
+mod page;
 mod predict;
 pub mod problem;
 mod request;
@@ -37,6 +39,7 @@ use crate::model::registry::{Models, RegistryError};
 use crate::shutdown::Shutdown;
 use crate::stream::{StreamError, Streams};
 use body::BodyLimits;
+use events::Feed;
 use problem::{Fault, Problem};
 
 /// What every door may reach.
@@ -51,6 +54,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Says when the process drains.
     pub shutdown: Shutdown,
+    /// Shows whoever watches what there is.
+    pub feed: Feed,
     /// Caps of bodies.
     pub body_limits: BodyLimits,
     /// The longest that a request may take, in seconds.
@@ -76,6 +81,9 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/streams", get(streams::list)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{model}/predict", post(predict::predict)),
+        ("/v1/events", get(events::watch)),
+        ("/", get(page::page)),
+        ("/assets/{file}", get(page::asset)),
     ];
     let ingest = [
         ("/v1/streams/{stream}/batches", post(streams::post_batch)),

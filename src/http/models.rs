@@ -141,7 +141,7 @@ pub(super) async fn put_budget(
 }
 
 /// What `GET /v1/models/{m}` says.
-fn view(live: &Live) -> Value {
+pub(super) fn view(live: &Live) -> Value {
     // From what comes last to what comes first, because all of them only grow.
     let published_version = live.published().version;
     let status = live.status();
@@ -179,6 +179,7 @@ fn view(live: &Live) -> Value {
         "lag_rows": lag_rows,
         "rows_per_second": live.rows_per_second(),
         "steps": status.tally.steps,
+        "steps_in_flight": status.steps_in_flight,
         "online": scores(status.tally.whole, classified),
         "sliding": scores(status.tally.sliding.score(), classified),
         "drift": {

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use prometheus::IntGauge;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
@@ -26,6 +26,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the doors still answer, that nothing more is taken on, after the end has begun.
 const LAME_DUCK: Duration = Duration::from_millis(250);
+
+/// In each request: ends its connection at once, for an answer that has no end and a client that has stopped reading it.
+#[derive(Clone, Debug, Default)]
+pub struct HangUp(Arc<Notify>);
+
+impl HangUp {
+    /// Ends the connection, whatever of the answer is under way.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+}
 
 /// How a listener treats its clients.
 #[derive(Clone, Copy, Debug)]
@@ -71,16 +82,22 @@ pub async fn serve(listener: TcpListener, router: Router, patience: Patience, sh
             tracing::debug!(%error, "answers of this connection may be delayed");
         }
         let router = router.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let hang_up = HangUp::default();
+        let hung_up = hang_up.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let router = router.clone();
+            request.extensions_mut().insert(hang_up.clone());
             async move { Ok::<_, Infallible>(answer(router, request.map(Body::new)).await) }
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         while connections.try_join_next().is_some() {}
         let counted = Counted::of(&open);
         connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                },
+                () = hung_up.0.notified() => tracing::debug!("a connection was ended, because its client has stopped reading"),
             }
             drop((slot, counted));
         });

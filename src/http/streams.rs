@@ -34,7 +34,7 @@ pub(super) struct StreamView {
     models: Vec<String>,
 }
 
-fn view(app: &App, stream: &Stream) -> Result<StreamView, Problem> {
+pub(super) fn view(app: &App, stream: &Stream) -> Result<StreamView, Problem> {
     let (first_sequence, sequence) = stream.bounds()?;
     let models = app.models.of_stream(&stream.name);
     Ok(StreamView { name: stream.name.clone(), schema: stream.schema.clone(), first_sequence, sequence, models })

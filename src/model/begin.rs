@@ -1,7 +1,7 @@
 //! How a model begins: fresh, from its newest whole checkpoint, or, where neither can be, standing still with the reason.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use super::attempt::Attempt;
 use super::checkpoint::{self, CheckpointError};
 use super::decision::What;
 use super::driver::{Driver, Ears};
+use super::events::Kind;
 use super::live::{Command, Live, Progress, Published};
 use super::recovery::{Recovered, Recovery, newest_plan};
 use super::registry::{Models, Record, RegistryError, Running};
@@ -78,7 +79,9 @@ impl Models {
     fn resume(&self, id: u32, name: &str, record: &Record, stream: &Arc<Stream>) -> Result<(), RegistryError> {
         let recovery = self.recovery(id, name, record, stream)?;
         let recovered = recovery.bring_back()?;
-        self.start(recovery, recovered, stream.head())?;
+        let version = recovered.version;
+        let live = self.start(recovery, recovered, stream.head())?;
+        live.note(Kind::ModelRestored, version, "brought back, as the service started".to_owned());
         Ok(())
     }
 
@@ -145,13 +148,13 @@ impl Models {
             predict_rows,
             predict_seconds,
             lag_rows_max,
-            in_flight_steps: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(budget_bytes),
             decided_to,
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot }),
             status: Mutex::new(status),
             commands,
+            events: self.ground.events.clone(),
             progress: watch::Sender::new(Progress { version, ended: false }),
         }))
     }
@@ -181,15 +184,20 @@ impl Models {
             predict_rows,
             predict_seconds,
             lag_rows_max,
-            in_flight_steps: AtomicU64::new(0),
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(None),
             decided_to: version,
-            published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot: Arc::new(Absent(failure)) }),
+            published: ArcSwap::from_pointee(Published {
+                version,
+                begun: Instant::now(),
+                snapshot: Arc::new(Absent(failure.clone())),
+            }),
             status: Mutex::new(status),
             commands,
+            events: self.ground.events.clone(),
             progress: watch::Sender::new(Progress { version, ended: true }),
         });
+        live.note(Kind::Failure, version, format!("it stands still: {failure}"));
         let standing = live.clone();
         Ok(self.run(live, move || stand(&standing, asked.iter()))?)
     }

@@ -8,7 +8,6 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Receiver;
@@ -22,6 +21,7 @@ use super::checkpoint::{self, CheckpointError, Head};
 use super::choice::{by_chance, coreset, coreset_bytes};
 use super::decision::{Decision, Planned, What};
 use super::drift::Shift;
+use super::events::Kind;
 use super::live::{Command, Live, Published};
 use super::overload::{Take, Window};
 use super::predict::Pending;
@@ -186,7 +186,7 @@ impl Driver {
             }
         };
         if catch_unwind(AssertUnwindSafe(lived)).is_err() {
-            live.status.lock().failure = Some("its driver panicked; the process's messages say where".into());
+            fail(&live, &ModelError::Inconsistent("its driver panicked; the process's messages say where".into()));
         }
         live.end();
     }
@@ -429,9 +429,11 @@ impl Driver {
         let decision = Decision { at: self.cursor, what };
         let (model, sequence, word) = (self.live.name.clone(), self.cursor.sequence, decision.what.word());
         let _span = debug_span!("decision", model, sequence, decision = word).entered();
+        let budget_before = self.live.status_lent().budget_bytes;
         self.ground.record_decision(self.live.id, self.decided, &decision)?;
         self.ground.metrics.model_decisions_total.with_label_values(&[&model, word]).inc();
         self.execute(&decision.what)?;
+        self.live.note_decision(&decision, budget_before);
         if let What::Plan(Planned { by_hand, .. }) = decision.what {
             let planned_bytes = self.fold.planned_bytes();
             let PlanFigures { stages, workers, .. } = self.fold.plan_figures().unwrap_or_default();
@@ -503,11 +505,11 @@ impl Driver {
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
         let mut ended = self.ended(outcomes);
-        self.live.in_flight_steps.store(self.steps.len() as u64, Relaxed);
         {
+            let mut status = self.live.status.lock();
+            status.steps_in_flight = self.steps.len() as u64;
             // What was told before a fold was brought back is not told again.
-            let told = self.version().sequence;
-            ended.retain(|(passage, _)| passage.last > told);
+            ended.retain(|(passage, _)| passage.last > status.version.sequence);
         }
         if ended.is_empty() {
             return;
@@ -527,6 +529,8 @@ impl Driver {
                 self.drifted = true;
                 let (model, sequence) = (&self.live.name, passage.last);
                 tracing::warn!(model, sequence, before, after, "the loss of new rows has risen: the stream may have drifted");
+                let text = format!("the loss of new rows has risen from {before:.3} to {after:.3}: the stream may have drifted");
+                self.live.note(Kind::Drift, Version { sequence, ..self.cursor }, text);
             }
         }
         self.moved();
@@ -574,6 +578,8 @@ impl Driver {
         if !std::mem::replace(&mut self.refusing, true) {
             let (model, Passage { first, last, .. }) = (&self.live.name, passage);
             tracing::warn!(model, first_sequence = first, sequence = last, reason, "rows were refused and taught nothing");
+            let text = format!("rows {first} to {last} were refused and taught nothing: {reason}");
+            self.live.note(Kind::Quarantine, Version { sequence: *last, ..self.cursor }, text);
         }
     }
 
@@ -704,8 +710,13 @@ fn tell_of_end(span: &Span, outcome: &Outcome) {
 
 fn fail(live: &Live, error: &ModelError) {
     tracing::error!(model = live.name, %error, "the model stands still; its last snapshot goes on answering");
-    live.status.lock().failure = Some(error.to_string());
-    live.in_flight_steps.store(0, Relaxed);
+    let version = {
+        let mut status = live.status.lock();
+        status.failure = Some(error.to_string());
+        status.steps_in_flight = 0;
+        status.version
+    };
+    live.note(Kind::Failure, version, format!("it stands still: {error}"));
     live.end();
 }
 

@@ -1,7 +1,7 @@
 //! A live model as everybody but its driver sees it: the newest snapshot, the status, and a way to ask for changes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
 
+use super::events::Events;
 use super::spec::ModelSpec;
 use super::status::{Condition, Learned, Status};
 use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
@@ -111,8 +112,6 @@ pub struct Live {
     pub predict_seconds: Histogram,
     /// Rows that it may be behind before posts are refused; none where they never are.
     pub lag_rows_max: Option<u64>,
-    /// Steps that were given to its fold, and whose end is not known yet.
-    pub(super) in_flight_steps: AtomicU64,
     /// Whether the model has once been as near to the head of its stream as its overload policy asks.
     pub(super) caught_up: AtomicBool,
     /// The model's own budget as the log has it, where the driver may have yet to come; changed by the registry alone.
@@ -122,6 +121,8 @@ pub struct Live {
     pub(super) published: ArcSwap<Published>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
+    /// Where it tells what happens to it.
+    pub(super) events: Arc<Events>,
     /// For whoever waits for a version.
     pub(super) progress: watch::Sender<Progress>,
 }
@@ -228,7 +229,7 @@ impl Live {
             learning_rate: status.learning_rate,
             checkpoint,
             plan: status.plan_figures,
-            in_flight_steps: self.in_flight_steps.load(Relaxed),
+            in_flight_steps: status.steps_in_flight,
             ledger_bytes: Part::ALL.into_iter().map(|part| (part, ledger.used(part))).collect(),
             ledger_high_water_bytes: ledger.high_water(),
             minimum_bytes: status.minimum_bytes,

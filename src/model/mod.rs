@@ -4,7 +4,7 @@
 //! done about drifts), [`kind`] turns it into a fold ([`network`] is the first), `recovery` brings its state back and `begin` starts it.
 //! `driver` is the thread that feeds the fold from the log by way of its `queue` (`late`: with the rows that wait for labels) and
 //! writes down [`decision`]s and [`checkpoint`]s (`asked`: and answers the doors); `attempt` and `suspect` find the rows over which a fold or the process falls.
-//! [`live`] is the model as the doors see it with its [`status`] and [`drift`]s, [`predict`] answers queries, [`registry`] holds them
+//! [`live`] is the model as the doors see it with its [`status`] and [`drift`]s, [`events`] tell what happened lately, [`predict`] answers queries, [`registry`] holds them
 //! all, [`budget`] has them [`share`] what the process may hold, and [`verify`] folds a log once more.
 
 mod asked;
@@ -16,6 +16,7 @@ pub mod choice;
 pub mod decision;
 pub mod drift;
 mod driver;
+pub mod events;
 pub mod kind;
 mod late;
 pub mod live;
@@ -50,6 +51,7 @@ use crate::stream::{Stream, StreamError};
 
 use checkpoint::CheckpointError;
 use decision::{Decision, DecisionError};
+use events::Events;
 use predict::Predictor;
 use status::Tally;
 
@@ -136,6 +138,8 @@ pub struct Ground {
     pub settings: Settings,
     /// Answers how rows are predicted that come before their labels.
     pub predictor: Predictor,
+    /// What happened lately.
+    pub events: Arc<Events>,
     /// Called where the disk has failed to keep what it was given: the process has to end.
     pub fatal: fn(&dyn std::fmt::Display),
     /// Held by the one model that gives its fold a step over which a process has ended: were two to do so, it would not be known whose
@@ -163,6 +167,7 @@ impl Ground {
             metrics,
             settings,
             predictor,
+            events: Arc::default(),
             fatal,
             suspicion: Mutex::default(),
             needed: Mutex::default(),

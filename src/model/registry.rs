@@ -12,6 +12,7 @@ use super::attempt::Attempt;
 use super::budget::{Overcommitted, Shared};
 use super::checkpoint;
 use super::decision::{Decision, Planned, What};
+use super::events::{Events, Kind};
 use super::kind::{Kinds, SpecError};
 use super::live::{ChangeError, Command, Live};
 use super::share::Claim;
@@ -185,7 +186,9 @@ impl Models {
         let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
         self.ground.committer.commit(vec![put, decided])?;
         let recovered = recovery.begin(fold, first)?;
-        Ok(self.start(recovery, recovered, record.origin)?)
+        let live = self.start(recovery, recovered, record.origin)?;
+        live.note(Kind::ModelCreated, at, format!("made, to learn from stream `{}`", live.spec.stream));
+        Ok(live)
     }
 
     /// The model of this name.
@@ -197,6 +200,11 @@ impl Models {
     /// All models, by name.
     pub fn list(&self) -> Vec<Arc<Live>> {
         self.running.read().values().map(|running| running.live.clone()).collect()
+    }
+
+    /// What happened to them lately.
+    pub fn events(&self) -> &Events {
+        &self.ground.events
     }
 
     /// Ends a model and forgets its state, its decisions and its checkpoints.
@@ -215,6 +223,7 @@ impl Models {
         let removed = self.ground.disk.remove_dir(&folder);
         let removed = removed.and_then(|()| Attempt::remove(self.ground.disk.as_ref(), &self.ground.folder.path, live.id));
         removed.map_err(|error| ModelError::Checkpoint(error.into()))?;
+        live.note(Kind::ModelDeleted, live.status_lent().version, "deleted".to_owned());
         self.share_again();
         Ok(())
     }

@@ -153,6 +153,8 @@ pub struct Status {
     pub origin: Sequence,
     /// Scores and counters.
     pub tally: Tally,
+    /// Steps that were begun and have not ended.
+    pub steps_in_flight: u64,
     /// The memory budget in bytes; none: unconstrained.
     pub budget_bytes: Option<u64>,
     /// The model's share of what the process may hold, in bytes; none where nobody has shared it yet.
@@ -192,6 +194,7 @@ impl Status {
             version,
             origin,
             tally,
+            steps_in_flight: 0,
             budget_bytes: None,
             allotted_bytes: None,
             plan: serde_json::Value::Null,

@@ -15,6 +15,7 @@ use super::ModelError;
 use super::attempt::{Attempt, Unended};
 use super::decision::What;
 use super::driver::{Driver, Ears};
+use super::events::Kind;
 use super::live::{Command, Live};
 use super::recovery::Recovery;
 use crate::fold::Sequence;
@@ -83,6 +84,8 @@ impl Fallen {
                 *live.ledger.lock() = recovered.fold.ledger().clone();
                 // Those were learned, and seen to be.
                 let known = live.status_lent().version.sequence;
+                let text = format!("brought back, after a step of rows {} to {through} had panicked", after + 1);
+                live.note(Kind::ModelRestored, recovered.version, text);
                 let driver = Driver::new(live, recovery, recovered, ears, known);
                 Ok(Driver { deferred, suspect: Some(suspect), condemned, ..driver })
             }
