@@ -76,6 +76,7 @@ fn doors_of(running: &Running, shutdown: Shutdown, request_seconds: u64) -> Rout
         body_limits: BodyLimits { encoded_bytes_max: BODY_BYTES_MAX, decoded_bytes_max: 2 * BODY_BYTES_MAX },
         request_seconds,
         wait_seconds_max: 25,
+        feed: Default::default(),
     }))
 }
 
@@ -138,10 +139,11 @@ fn the_document_is_whole() {
     for reference in &referred {
         assert!(document.pointer(reference.strip_prefix('#').unwrap()).is_some(), "nothing is at {reference}");
     }
+    // Discriminators refer to schemas by a text alone.
+    let text = document.to_string();
     for (kind, components) in members(&document["components"]) {
         for (name, _) in members(components) {
-            let mapped = document.to_string().matches(&format!("\"#/components/{kind}/{name}\"")).count();
-            assert!(mapped > 0, "nobody refers to {kind}/{name}");
+            assert!(text.contains(&format!("\"#/components/{kind}/{name}\"")), "nobody refers to {kind}/{name}");
         }
     }
     let tags: Vec<&Value> = document["tags"].as_array().unwrap().iter().map(|tag| &tag["name"]).collect();

@@ -1,10 +1,11 @@
 //! The OpenAPI document as a test reads it: operations, examples, and whether an answer is one that it tells of.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, reason = "for tests")]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::Method;
-use boon::{Compiler, Schemas};
+use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
 
 use crate::support::Answer;
@@ -49,6 +50,8 @@ pub struct Contract {
     pub operations: Vec<Operation>,
     /// The document's schemas, with nothing allowed that they do not name.
     strict: Value,
+    /// Schemas that were asked for before, by their text.
+    compiled: RefCell<BTreeMap<String, (Schemas, SchemaIndex)>>,
 }
 
 impl Contract {
@@ -65,7 +68,7 @@ impl Contract {
         for schema in strict["schemas"].as_object_mut().unwrap().values_mut() {
             close(schema);
         }
-        Contract { document, operations, strict }
+        Contract { document, operations, strict, compiled: RefCell::default() }
     }
 
     /// What `value` is or refers to.
@@ -111,13 +114,16 @@ impl Contract {
 
     /// What is wrong with `value` by `schema`; nothing beyond its members is allowed.
     pub fn faults(&self, schema: &Value, value: &Value) -> Option<String> {
-        let mut schema = schema.clone();
-        close(&mut schema);
-        let mut compiler = Compiler::new();
-        compiler.add_resource(PLACE, json!({ "components": self.strict, "schema": schema })).unwrap();
-        let mut schemas = Schemas::new();
-        let index = compiler.compile(&format!("{PLACE}#/schema"), &mut schemas).unwrap();
-        schemas.validate(value, index).err().map(|error| error.to_string())
+        let mut compiled = self.compiled.borrow_mut();
+        let (schemas, index) = compiled.entry(schema.to_string()).or_insert_with(|| {
+            let mut schema = schema.clone();
+            close(&mut schema);
+            let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
+            compiler.add_resource(PLACE, json!({ "components": self.strict, "schema": schema })).unwrap();
+            let index = compiler.compile(&format!("{PLACE}#/schema"), &mut schemas).unwrap();
+            (schemas, index)
+        });
+        schemas.validate(value, *index).err().map(|error| error.to_string())
     }
 
     /// Holds an answer to what the document says of the operation: a status, media type and headers that it has, and a body by the
