@@ -93,7 +93,9 @@ const BOTH: [(&str, &str); 31] = [
 
 /// Numbers of the view that are in no series, and series that have nothing in the view, as both begin: how long something took or
 /// is ago, which is never the same twice, what can be told from others, and what is of the whole process.
-const OF_ONE: [&str; 18] = [
+const OF_ONE: [&str; 20] = [
+    "/failure",
+    "/refusing",
     "/created",
     "/spec/",
     "/rows_per_second",

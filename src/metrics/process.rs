@@ -4,11 +4,12 @@
 use std::fs;
 
 use prometheus::proto::{MetricFamily, MetricType};
-use rustix::param::clock_ticks_per_second;
 use rustix::process::{Resource, getrlimit};
 
 use super::families::single;
 
+/// The unit of times in `/proc` (USER_HZ): the same on every kind of processor that this is built for.
+const TICKS_PER_SECOND: f64 = 100.0;
 /// Bytes of the unit in which `/proc/self/status` tells memory.
 const KIB: f64 = 1024.0;
 
@@ -42,7 +43,7 @@ fn times() -> Option<Times> {
     let text = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the program's name in brackets, which may have anything in it; state, the third, comes after the last one.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let seconds = |field: usize| Some(fields.get(field - 3)?.parse::<f64>().ok()? / clock_ticks_per_second() as f64);
+    let seconds = |field: usize| Some(fields.get(field - 3)?.parse::<f64>().ok()? / TICKS_PER_SECOND);
     Some(Times { used: seconds(14)? + seconds(15)?, started: seconds(22)? })
 }
 
