@@ -54,8 +54,8 @@ const meant = () => (typeof wish === "number" || wish === null ? bought(wish) : 
 function saying() {
   const point = meant();
   if (!point) return "";
-  const best = points[points.length - 1];
-  const share = best === point ? "" : `, ${percent(point.adaptation_rate / best.adaptation_rate, 0)} of the most`;
+  const part = point.adaptation_rate / points[points.length - 1].adaptation_rate;
+  const share = part > 0.995 ? "" : `, ${percent(part, 0)} of the most`;
   return `${planText(point)}, about ${rate(point.rows_per_second)} rows/s${share}`;
 }
 
