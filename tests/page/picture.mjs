@@ -20,15 +20,15 @@ await put("/v1/streams/fashion", {
 const { memory } = await put("/v1/models/fashion", {
   kind: "network", stream: "fashion", network: { architecture: "mnistnet" }, optimiser: { type: "sgd", momentum: 0.9 }, learning_rate: 0.02, step_rows: 16,
 });
-const replay = spawn(BINARY, ["replay", `${data}t10k-images-idx3-ubyte.gz`, "--labels", `${data}t10k-labels-idx1-ubyte.gz`, "--stream", "fashion", "--rate", process.env.RATE ?? "220", "--batch", "16", "--url", DOORS], { stdio: "ignore" });
+const replay = spawn(BINARY, ["replay", `${data}t10k-images-idx3-ubyte.gz`, "--labels", `${data}t10k-labels-idx1-ubyte.gz`, "--stream", "fashion", "--rate", process.env.RATE ?? "300", "--batch", "16", "--url", DOORS], { stdio: "ignore" });
 
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
-const page = await browser.newPage({ viewport: { width: 1440, height: 1180 }, deviceScaleFactor: 1, colorScheme: "light" });
+const page = await browser.newPage({ viewport: { width: 1440, height: 1250 }, deviceScaleFactor: 1, colorScheme: "light" });
 await page.goto(`${DOORS}/`);
 await sleep(12_000);
 await put("/v1/models/fashion/memory-budget", { budget: memory.minimum_bytes });
 await sleep(10_000);
-await put("/v1/models/fashion/memory-budget", { budget: Math.round(memory.minimum_bytes * 1.6) });
+await put("/v1/models/fashion/memory-budget", { budget: Math.round(memory.minimum_bytes * 2.2) });
 await sleep(10_000);
 await page.locator("#predict").click();
 await page.locator("#answer .shares").waitFor();

@@ -52,7 +52,7 @@ export class Chart {
     this.root.setAttribute("height", HEIGHT);
     const values = this.points.flatMap((point) => this.lines.map(({ key }) => point[key])).filter((value) => Number.isFinite(value));
     if (!values.length) {
-      this.root.replaceChildren(svg("text", { x: 0, y: HEIGHT / 2, class: "axis" }, "no rows yet"));
+      this.root.replaceChildren(svg("text", { x: 0, y: HEIGHT / 2, class: "axis" }, "nothing to draw yet"));
       return;
     }
     const { low, high, fit } = bounds(values, this.range);

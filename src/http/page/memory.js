@@ -2,8 +2,8 @@
 
 import { byId, bytes, bytesOf, call, el, modelPath, percent, rate, redraw, say, svg } from "./base.js";
 
-const HEIGHT = 150;
-const TOP = 14;
+const HEIGHT = 158;
+const TOP = 24;
 const BOTTOM = 4;
 /** Half of the slider's thumb: its middle goes from here to as far from the other end. */
 const EDGE = 10;
@@ -48,14 +48,14 @@ const bought = (budget) => points.filter((point) => budget === null || point.byt
 
 const planText = ({ stages, workers }) => `${stages.length} ${stages.length === 1 ? "stage" : "stages"} × ${workers} ${workers === 1 ? "worker" : "workers"}`;
 
-/** The plan that is followed, or would be under the wish. */
-const meant = () => (wish === undefined && points.find((point) => point.bytes === model.memory.planned_bytes)) || bought(budgetShown());
+/** The point of the plan that is followed, or would be under the wish; a plan by hand, or for a slow stream, may be on none. */
+const meant = () => (typeof wish === "number" || wish === null ? bought(wish) : points.find((point) => point.bytes === model.memory.planned_bytes));
 
 function saying() {
   const point = meant();
   if (!point) return "";
-  const best = points[points.length - 1];
-  const share = best === point ? "" : `, ${percent(point.adaptation_rate / best.adaptation_rate, 0)} of the most`;
+  const part = point.adaptation_rate / points[points.length - 1].adaptation_rate;
+  const share = part > 0.995 ? "" : `, ${percent(part, 0)} of the most`;
   return `${planText(point)}, about ${rate(point.rows_per_second)} rows/s${share}`;
 }
 
@@ -86,11 +86,13 @@ function frontier() {
     }
     root.append(svg("line", { class: "grid", x1: 0, x2: width, y1: floor, y2: floor }));
     const here = meant();
+    const planned = x(model.memory.planned_bytes);
+    root.append(svg("line", { class: "cross", x1: planned, x2: planned, y1: TOP - 8, y2: floor }));
     for (const point of points) {
       root.append(svg("circle", { class: point === here ? "point here" : "point", cx: x(point.bytes), cy: y(point.adaptation_rate), r: point === here ? 5 : 3 }, svg("title", {}, `${bytes(point.bytes)}: ${planText(point)}, adaptation rate ${rate(point.adaptation_rate)} rows/s`)));
     }
     const at = budget === null ? width - EDGE : x(budget);
-    root.append(svg("line", { class: "mark", x1: at, x2: at, y1: TOP - 6, y2: HEIGHT }));
+    root.append(svg("line", { class: "mark", x1: at, x2: at, y1: TOP - 8, y2: HEIGHT }));
     if (points.length) {
       root.append(svg("text", { class: "axis", x: 0, y: 10 }, `adaptation rate, up to ${rate(most)} rows/s`));
     } else {

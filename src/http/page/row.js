@@ -109,7 +109,7 @@ const fault = (problem) => say(el("p", { class: "refused" }, problem.errors?.len
 function predicted(answer, milliseconds) {
   const [prediction] = answer.predictions;
   const note = el("p", { class: "quiet" }, `version ${answer.model_version}, ${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms there and back`);
-  if (prediction.probabilities === undefined) return [el("p", { class: "value" }, String(prediction.value)), note];
+  if (prediction.probabilities === undefined) return [el("p", { class: "value" }, String(Number(prediction.value.toPrecision(6)))), note];
   const names = schema.target?.classes;
   const name = (index) => (Array.isArray(names) ? names[index] : `class ${index}`);
   const order = prediction.probabilities.map((share, index) => [share, index]).sort((a, b) => b[0] - a[0]).slice(0, SHOWN);
