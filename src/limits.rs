@@ -70,12 +70,14 @@ pub const STREAMS_MAX: usize = 4096;
 pub const MODELS_MAX: usize = 4096;
 /// The weight of a model's share of the memory is from 1 / so much to so much: beyond, numbers would lose the smaller ones.
 pub const SHARE_WEIGHT_MAX: f64 = 1e6;
-/// Events that are remembered, for whoever begins to watch.
+/// Events that are remembered, for whoever begins to watch: half of them may be such as come with every step.
 pub const EVENTS_KEPT: usize = 256;
 /// Whoever watches at once, by `GET /v1/events`.
 pub const WATCHERS_MAX: usize = 64;
-/// Models, and streams, that one look at all of them shows: each takes some kilobytes, every second. Any one is seen by its name.
+/// Models, and streams, that one look at all of them shows, every second. Any one is seen by its name.
 pub const WATCHED_MAX: usize = 256;
+/// Bytes of all that one look shows: a view has its schema or spec, which may be large.
+pub const LOOK_BYTES_MAX: usize = 8 << 20;
 /// Stages of a plan.
 pub const STAGES_MAX: usize = 64;
 /// Workers of a plan.

@@ -1,5 +1,7 @@
 //! `mustela config`: the annotated default of the configuration, as a file to begin with or as a page to read.
 
+use std::io::Write;
+
 use clap::Args;
 
 use super::Failure;
@@ -20,10 +22,6 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    if arguments.markdown {
-        print!("{}", document::markdown()?);
-    } else {
-        print!("{DEFAULT}");
-    }
-    Ok(())
+    let text = if arguments.markdown { document::markdown()? } else { DEFAULT.to_owned() };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

@@ -29,7 +29,7 @@ Examples:
 Rows are sent again where the service is full or away, and count once.";
 
 /// Between two looks whether the model has learned all that was posted, and the longest to look.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(200);
 const LOOK_MAX: Duration = Duration::from_secs(600);
 
 /// Flags of `replay`.
@@ -155,6 +155,9 @@ async fn tell(service: &Service, model: &str) -> Result<(), Failure> {
         view["version"].as_str().unwrap_or_default(),
         online["rows"]
     );
+    if view["lag_rows"] != 0 {
+        println!("  {} rows are still to be learned", view["lag_rows"]);
+    }
     println!("  {}{path}", service.base());
     Ok(())
 }

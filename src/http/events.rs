@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
@@ -23,7 +23,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::problem::Problem;
 use super::server::HangUp;
 use super::{App, models, streams};
-use crate::limits::{WATCHED_MAX, WATCHERS_MAX};
+use crate::limits::{LOOK_BYTES_MAX, WATCHED_MAX, WATCHERS_MAX};
+use crate::model::events::unix_ms;
+use crate::model::live::Live;
+use crate::stream::Stream;
 
 /// Between two looks at everything.
 const TICK: Duration = Duration::from_secs(1);
@@ -42,7 +45,7 @@ const BEAT: Bytes = Bytes::from_static(b":\n\n");
 #[derive(Debug)]
 pub struct Feed {
     seats: Arc<Semaphore>,
-    looks: watch::Sender<Option<Arc<Look>>>,
+    looks: watch::Sender<Option<Look>>,
     /// Whether somebody takes looks.
     looking: Mutex<bool>,
 }
@@ -54,45 +57,28 @@ impl Default for Feed {
     }
 }
 
-/// What everything was at one moment, as JSON that only has to be put together.
-#[derive(Debug)]
-struct Look {
-    unix_ms: u64,
-    models: Vec<Shown>,
-    streams: Vec<Shown>,
-    /// The whole of it, for all who watch everything.
-    whole: Bytes,
-}
+/// What everything was at one moment, for all who watch everything: a frame that only has to be sent. It has no more than
+/// [`WATCHED_MAX`] models and streams, and of these as many as come within [`LOOK_BYTES_MAX`].
+type Look = Bytes;
 
-/// The view of one model or stream.
-#[derive(Debug)]
-struct Shown {
-    name: String,
-    /// Of a model.
-    stream: Option<String>,
-    json: String,
-}
-
-impl Look {
-    fn new(unix_ms: u64, models: Vec<Shown>, streams: Vec<Shown>) -> Look {
-        let whole = figures(unix_ms, models.iter().take(WATCHED_MAX), streams.iter().take(WATCHED_MAX));
-        Look { unix_ms, models, streams, whole }
-    }
-
-    /// What somebody sees who watches one model and its stream, or everything.
-    fn of(&self, model: Option<&str>) -> Bytes {
-        let Some(name) = model else { return self.whole.clone() };
-        let model = self.models.iter().find(|shown| shown.name == name);
-        let stream = model.and_then(|model| self.streams.iter().find(|shown| Some(&shown.name) == model.stream.as_ref()));
-        figures(self.unix_ms, model.into_iter(), stream.into_iter())
-    }
-}
-
-fn figures<'a>(unix_ms: u64, models: impl Iterator<Item = &'a Shown>, streams: impl Iterator<Item = &'a Shown>) -> Bytes {
-    let join = |shown: Vec<&str>| shown.join(",");
-    let models = join(models.map(|shown| shown.json.as_str()).collect());
-    let streams = join(streams.map(|shown| shown.json.as_str()).collect());
-    frame("figures", None, &format!(r#"{{"unix_ms":{unix_ms},"models":[{models}],"streams":[{streams}]}}"#))
+/// The views of some models and streams as a frame.
+fn figures(app: &App, models: &[Arc<Live>], streams: &[Arc<Stream>]) -> Result<Look, Problem> {
+    let unix_ms = unix_ms();
+    let mut left = LOOK_BYTES_MAX;
+    // What does not fit is left out; whoever wants to see it watches it alone.
+    let mut fits = |view: &String| {
+        left.checked_sub(view.len()).is_some_and(|rest| {
+            left = rest;
+            true
+        })
+    };
+    let models = models.iter().map(|live| json(&models::view(live)));
+    let models: Vec<String> = models.collect::<Result<Vec<_>, _>>()?.into_iter().filter(&mut fits).collect();
+    // One that was deleted a moment ago has no bounds any more.
+    let streams = streams.iter().filter_map(|stream| streams::view(app, stream).ok()).map(|view| json(&view));
+    let streams: Vec<String> = streams.collect::<Result<Vec<_>, _>>()?.into_iter().filter(&mut fits).collect();
+    let (models, streams) = (models.join(","), streams.join(","));
+    Ok(frame("figures", None, &format!(r#"{{"unix_ms":{unix_ms},"models":[{models}],"streams":[{streams}]}}"#)))
 }
 
 /// One server-sent event. JSON has no line ends of its own, so its data are one line.
@@ -107,25 +93,23 @@ fn json(view: &impl Serialize) -> Result<String, Problem> {
 
 /// Looks at everything; it may wait for the log.
 fn look(app: &App) -> Result<Look, Problem> {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let model = |live: &Arc<crate::model::live::Live>| {
-        let stream = Some(live.spec.stream.clone());
-        Ok(Shown { name: live.name.clone(), stream, json: json(&models::view(live))? })
-    };
-    let models: Result<Vec<Shown>, Problem> = app.models.list().iter().map(model).collect();
-    let of_streams = app.streams.list();
-    let views = of_streams.iter().filter_map(|stream| {
-        // One that was deleted a moment ago has no bounds any more.
-        let view = streams::view(app, stream).ok()?;
-        Some(json(&view).map(|json| Shown { name: stream.name.clone(), stream: None, json }))
-    });
-    let streams: Result<Vec<Shown>, Problem> = views.collect();
-    Ok(Look::new(unix_ms, models?, streams?))
+    let (mut models, mut streams) = (app.models.list(), app.streams.list());
+    models.truncate(WATCHED_MAX);
+    streams.truncate(WATCHED_MAX);
+    figures(app, &models, &streams)
+}
+
+/// Looks at one model and its stream; at nothing where it was deleted.
+fn look_at(app: &App, model: &str) -> Result<Look, Problem> {
+    match app.models.get(model) {
+        Ok(live) => figures(app, &[live.clone()], &[live.stream.clone()]),
+        Err(_) => figures(app, &[], &[]),
+    }
 }
 
 impl Feed {
     /// What is seen from now on. Whoever comes first has somebody begin to look.
-    fn watch(app: &Arc<App>) -> watch::Receiver<Option<Arc<Look>>> {
+    fn watch(app: &Arc<App>) -> watch::Receiver<Option<Look>> {
         let mut looking = app.feed.looking.lock();
         let mut seen = app.feed.looks.subscribe();
         // What others have seen is new to this one.
@@ -155,7 +139,7 @@ impl Feed {
             }
             // Where one fails there is none this time.
             if let Ok(look) = app.blocking(look).await {
-                app.feed.looks.send_replace(Some(Arc::new(look)));
+                app.feed.looks.send_replace(Some(look));
             }
         }
     }
@@ -204,24 +188,30 @@ struct Watcher {
     model: Option<String>,
     /// The newest event that it has.
     after: u64,
-    seen: watch::Receiver<Option<Arc<Look>>>,
+    seen: watch::Receiver<Option<Look>>,
     sender: mpsc::Sender<Bytes>,
     hang_up: HangUp,
     _seat: OwnedSemaphorePermit,
 }
 
-/// The client has gone, or does not read.
-struct Gone;
+/// Why a client is shown nothing more.
+enum Gone {
+    /// It has gone, or wants the head alone (`HEAD`).
+    Left,
+    /// It does not read.
+    Stuck,
+}
 
 impl Watcher {
     /// Shows it everything until it goes or the process drains.
     async fn serve(mut self) {
         let shutdown = self.app.shutdown.clone();
-        let gone = tokio::select! {
-            Gone = self.show() => true,
+        let stuck = tokio::select! {
+            gone = self.show() => matches!(gone, Gone::Stuck),
             () = shutdown.draining() => tokio::time::timeout(FAREWELL, self.sender.reserve()).await.is_err(),
         };
-        if gone {
+        // Who has left needs none, and the head of an answer without a body may still be on its way.
+        if stuck {
             self.hang_up.now();
         }
     }
@@ -231,23 +221,29 @@ impl Watcher {
         let mut next = Some(GREETING);
         loop {
             if let Some(frame) = next.take()
-                && self.send(frame).await.is_err()
+                && let Err(gone) = self.send(frame).await
             {
-                return Gone;
+                return gone;
             }
-            if self.send_events().await.is_err() {
-                return Gone;
+            if let Err(gone) = self.send_events().await {
+                return gone;
             }
             let sender = self.sender.clone();
             next = tokio::select! {
-                () = sender.closed() => return Gone,
+                () = sender.closed() => return Gone::Left,
                 _ = news.changed() => None,
-                _ = self.seen.changed() => {
-                    let look = self.seen.borrow_and_update().clone();
-                    look.map(|look| look.of(self.model.as_deref()))
-                }
+                _ = self.seen.changed() => self.look().await,
                 () = tokio::time::sleep(HEARTBEAT) => Some(BEAT),
             };
+        }
+    }
+
+    /// What it is shown now.
+    async fn look(&mut self) -> Option<Look> {
+        let look = self.seen.borrow_and_update().clone();
+        match self.model.clone() {
+            None => look,
+            Some(model) => self.app.blocking(move |app| look_at(app, &model)).await.ok(),
         }
     }
 
@@ -265,8 +261,8 @@ impl Watcher {
 
     async fn send(&self, frame: Bytes) -> Result<(), Gone> {
         match tokio::time::timeout(PATIENCE, self.sender.send(frame)).await {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(Gone),
+            Ok(sent) => sent.map_err(|_| Gone::Left),
+            Err(_) => Err(Gone::Stuck),
         }
     }
 }

@@ -1,10 +1,9 @@
 //! The doors. They decode, refuse and answer; they never touch a weight or a file.
 //!
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
-//! deadline and refuses it while the process drains, `request` and [`body`] read and
-//! decompress it under two caps, one of `streams`,
-//! `models`, `memory`, `predict`, `inference`, `health` or `openapi`
-//! answers, and whatever goes wrong becomes a [`problem`]. Who would rather look opens the `page`, which lives by [`events`].
+//! deadline and refuses it while the process drains, `request` and [`body`] read and decompress it under two caps, a door's own file
+//! (`streams`, `models`, `memory`, `predict`, `inference`, `health`, [`events`], `page`, `openapi`) answers, and whatever goes wrong
+//! becomes a [`problem`].
 
 pub mod body;
 pub mod events;

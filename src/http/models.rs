@@ -1,6 +1,7 @@
 //! The doors of models: making them, looking at them, and their memory budget.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
 use axum::body::Body;
@@ -16,10 +17,11 @@ use super::problem::Problem;
 use super::request;
 use crate::allocator;
 use crate::fold::Score;
-use crate::ledger::Part;
+use crate::ledger::{Ledger, Part};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
+use crate::model::status::Status;
 use crate::stream::StreamError;
 
 pub(super) async fn put(
@@ -177,7 +179,7 @@ pub(super) fn view(live: &Live) -> Value {
         },
         "labels": counters.labels,
         "lag_rows": lag_rows,
-        "rows_per_second": live.rows_per_second(),
+        "rows_per_second": status.rows_per_second(Instant::now()),
         "steps": status.tally.steps,
         "steps_in_flight": status.steps_in_flight,
         "online": scores(status.tally.whole, classified),
@@ -187,7 +189,7 @@ pub(super) fn view(live: &Live) -> Value {
             "last_sequence": status.tally.drift.last_sequence(),
             "mean_loss": status.tally.drift.mean_loss(),
         },
-        "memory": memory(live),
+        "memory": memory_of(&status, &live.ledger()),
         "checkpoint": status.checkpoint,
     })
 }
@@ -202,7 +204,10 @@ fn scores(score: Score, classified: bool) -> Value {
 /// Bytes of a model: what it may hold, and by part what its plan reckons with at most, what it holds now and what it held at most.
 /// The allocator's are the whole process's.
 fn memory(live: &Live) -> Value {
-    let (status, ledger) = (live.status(), live.ledger());
+    memory_of(&live.status(), &live.ledger())
+}
+
+fn memory_of(status: &Status, ledger: &Ledger) -> Value {
     let part = |(part, planned): (Part, &u64)| {
         let bytes = json!({
             "planned_bytes": planned,

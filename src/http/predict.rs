@@ -66,8 +66,13 @@ fn with_type(format: Format) -> [(HeaderName, &'static str); 2] {
 /// Whether the client names Arrow among what it takes; JSON is for all others.
 fn wants_arrow(headers: &HeaderMap) -> bool {
     let values = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut essences = values.flat_map(|value| value.split(',')).filter_map(|range| range.split(';').next());
-    essences.any(|essence| essence.trim().eq_ignore_ascii_case(Format::Arrow.content_type()))
+    values.flat_map(|value| value.split(',')).any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let named = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(Format::Arrow.content_type()));
+        // A quality of 0 is "not this" (RFC 9110, section 12.4.2).
+        let refused = parts.filter_map(|part| part.strip_prefix("q=")).any(|quality| quality.parse() == Ok(0.0));
+        named && !refused
+    })
 }
 
 /// Asks a model about rows, as many as one query may have; the time since `began` is counted as the query's.

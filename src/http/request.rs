@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::body::{self, BodyLimits};
@@ -46,7 +47,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 }
 
 /// Documents are small, whatever rows may be.
-fn documents(limits: BodyLimits) -> BodyLimits {
+pub(super) fn documents(limits: BodyLimits) -> BodyLimits {
     let most = |bytes: usize| bytes.min(DOCUMENT_BYTES_MAX);
     BodyLimits { encoded_bytes_max: most(limits.encoded_bytes_max), decoded_bytes_max: most(limits.decoded_bytes_max) }
 }
@@ -62,7 +63,15 @@ pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, l
         return Err(Problem::unsupported_media_type("unsupported_content_type", detail));
     }
     let bytes = body::read(headers, body, documents(limits)).await?;
-    serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
+    read_json(&bytes)
+}
+
+/// A JSON document.
+///
+/// # Errors
+/// 400 for what is not JSON, 422 for JSON that is not what the door reads.
+pub(super) fn read_json<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
         _ => Problem::bad_request("invalid_json", error.to_string()),
     })

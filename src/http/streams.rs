@@ -196,11 +196,12 @@ async fn post(
 ) -> Result<Response, Problem> {
     let admitted = admit(app, name, batch, query, headers);
     let ((stream, waits_for, format, key), body) = body::unless_refused(admitted, body, app.body_limits).await?;
-    let bytes = body::read(headers, body, app.body_limits).await?;
-    let receipt = append(app, &stream, batch, format, bytes, key).await.inspect_err(|problem| {
-        app.metrics.stream_refused_total.with_label_values(&[name, problem.code]).inc();
-    })?;
-    let acknowledged = acknowledge(app, &stream, batch, receipt).await?;
+    let posted = take(app, &stream, batch, (format, key), headers, body).await;
+    // One that was deleted meanwhile must not come back as series of the metrics.
+    if app.streams.get(name).is_err() {
+        app.metrics.remove_stream(name);
+    }
+    let (receipt, acknowledged) = posted?;
     let mut response = match waits_for {
         None => (StatusCode::ACCEPTED, Json(acknowledged)).into_response(),
         Some(model) => {
@@ -212,6 +213,22 @@ async fn post(
         response.headers_mut().insert("idempotent-replayed", HeaderValue::from_static("true"));
     }
     Ok(response)
+}
+
+/// Takes a batch that was admitted, until it is durable.
+async fn take(
+    app: &Arc<App>,
+    stream: &Arc<Stream>,
+    batch: Batch,
+    (format, key): (Format, Option<String>),
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Receipt, Acknowledged), Problem> {
+    let bytes = body::read(headers, body, app.body_limits).await?;
+    let receipt = append(app, stream, batch, format, bytes, key).await.inspect_err(|problem| {
+        app.metrics.stream_refused_total.with_label_values(&[stream.name.as_str(), problem.code]).inc();
+    })?;
+    Ok((receipt, acknowledge(app, stream, batch, receipt).await?))
 }
 
 /// Counts a batch that is durable, unless it was counted before, and says what has become of it.

@@ -8,7 +8,6 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 use uuid::Uuid;

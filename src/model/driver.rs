@@ -505,18 +505,15 @@ impl Driver {
 
     fn settle(&mut self, outcomes: Vec<Outcome>) {
         let mut ended = self.ended(outcomes);
-        {
+        let now = Instant::now();
+        let rises: Vec<Option<Shift>> = {
             let mut status = self.live.status.lock();
             status.steps_in_flight = self.steps.len() as u64;
             // What was told before a fold was brought back is not told again.
             ended.retain(|(passage, _)| passage.last > status.version.sequence);
-        }
-        if ended.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let rises: Vec<Option<Shift>> = {
-            let mut status = self.live.status.lock();
+            if ended.is_empty() {
+                return;
+            }
             self.note_unseen(&mut status, now);
             ended.iter().map(|(passage, outcome)| status.settle(passage, outcome.as_ref(), now)).collect()
         };

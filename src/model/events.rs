@@ -1,7 +1,7 @@
 //! What happened lately to the models of this process, for people who watch: a ring of the newest events, and a way to hear of more.
 //!
 //! Events are told, not kept: they are gone with the process, while the decisions that many of them tell of are in the log. Noting one
-//! never waits for anybody.
+//! waits for nobody but for a moment of somebody who looks at the ring.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,8 +17,7 @@ use super::live::Live;
 use crate::fold::Version;
 use crate::limits::EVENTS_KEPT;
 
-/// Between two events of a model that may come with every step, in milliseconds: a model that skips or refuses all day would push
-/// everything else out of the ring, and its counters tell how many rows it was.
+/// Between two events of one kind of a model that may come with every step, in milliseconds. Its counters tell how many rows it was.
 const PAUSE_MS: u64 = 5_000;
 
 /// Something that happened to a model.
@@ -74,57 +73,59 @@ impl Kind {
 #[derive(Debug)]
 struct Ring {
     next: u64,
-    events: VecDeque<Arc<Event>>,
+    /// Those that may come with every step, by themselves: a model that skips or refuses all day pushes out no change of a budget.
+    frequent: VecDeque<Arc<Event>>,
+    others: VecDeque<Arc<Event>>,
 }
 
 /// The newest events of all models.
 #[derive(Debug)]
 pub struct Events {
     ring: Mutex<Ring>,
-    newest: watch::Sender<u64>,
+    news: watch::Sender<()>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Events {
-            ring: Mutex::new(Ring { next: unix_ms(), events: VecDeque::with_capacity(EVENTS_KEPT) }),
-            newest: watch::Sender::new(0),
-        }
+        let ring = Ring { next: unix_ms(), frequent: VecDeque::new(), others: VecDeque::new() };
+        Events { ring: Mutex::new(ring), news: watch::Sender::new(()) }
     }
 }
 
 impl Events {
-    /// Adds an event; the oldest makes room. Of those that may come with every step only some are taken.
+    /// Adds an event; the oldest of its sort makes room. Of those that may come with every step only some are taken.
     pub fn note(&self, model: &str, kind: Kind, version: Version, text: String) {
         let unix_ms = unix_ms();
-        let id = {
+        {
             let mut ring = self.ring.lock();
+            let id = ring.next;
+            let events = if kind.is_frequent() { &mut ring.frequent } else { &mut ring.others };
             let same = |event: &&Arc<Event>| event.kind == kind && event.model == model;
-            let before = if kind.is_frequent() { ring.events.iter().rev().find(same) } else { None };
-            if before.is_some_and(|before| unix_ms < before.unix_ms + PAUSE_MS) {
+            let before = if kind.is_frequent() { events.iter().rev().find(same) } else { None };
+            if before.is_some_and(|before| unix_ms.abs_diff(before.unix_ms) < PAUSE_MS) {
                 return;
             }
-            let id = ring.next;
-            ring.next += 1;
-            if ring.events.len() == EVENTS_KEPT {
-                ring.events.pop_front();
+            if events.len() == EVENTS_KEPT / 2 {
+                events.pop_front();
             }
-            ring.events.push_back(Arc::new(Event { id, unix_ms, model: model.to_owned(), kind, version, text }));
-            id
-        };
-        self.newest.send_replace(id);
+            events.push_back(Arc::new(Event { id, unix_ms, model: model.to_owned(), kind, version, text }));
+            ring.next += 1;
+        }
+        self.news.send_replace(());
     }
 
     /// Those after this id, oldest first, as far as they are kept. An id that was never given is of another life: all of them.
     pub fn after(&self, id: u64) -> Vec<Arc<Event>> {
         let ring = self.ring.lock();
         let id = if id < ring.next { id } else { 0 };
-        ring.events.iter().filter(|event| event.id > id).cloned().collect()
+        let mut events: Vec<_> = ring.frequent.iter().chain(&ring.others).filter(|event| event.id > id).cloned().collect();
+        events.sort_unstable_by_key(|event| event.id);
+        events
     }
 
     /// Changes with each further event.
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.newest.subscribe()
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 }
 
@@ -169,7 +170,8 @@ fn iec(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()
 }
 
-fn unix_ms() -> u64 {
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -185,18 +187,20 @@ mod tests {
     fn the_newest_are_kept_and_found_by_id() {
         let events = Events::default();
         let mut news = events.subscribe();
-        for _ in 0..EVENTS_KEPT + 3 {
+        const KEPT: usize = EVENTS_KEPT / 2;
+        for _ in 0..KEPT + 3 {
             note(&events, "m", Kind::Budget);
         }
         assert!(news.has_changed().unwrap());
+        news.mark_unchanged();
         let all = events.after(0);
-        assert_eq!(all.len(), EVENTS_KEPT);
+        assert_eq!(all.len(), KEPT);
         assert!(all.windows(2).all(|pair| pair[0].id + 1 == pair[1].id));
-        let last = all[EVENTS_KEPT - 1].id;
-        assert_eq!(*news.borrow_and_update(), last);
+        let last = all[KEPT - 1].id;
         assert_eq!(events.after(last - 2).iter().map(|event| event.id).collect::<Vec<_>>(), [last - 1, last]);
         assert!(events.after(last).is_empty());
-        assert_eq!(events.after(last + 1).len(), EVENTS_KEPT, "an id of a clock that was ahead");
+        assert_eq!(events.after(last + 1).len(), KEPT, "an id of a clock that was ahead");
+        assert!(!news.has_changed().unwrap());
     }
 
     #[test]
@@ -210,5 +214,8 @@ mod tests {
         let kinds: Vec<_> = events.after(0).iter().map(|event| (event.kind, event.model.clone())).collect();
         let expected = [(Kind::Budget, "m"), (Kind::Skip, "m"), (Kind::Skip, "other")];
         assert_eq!(kinds, expected.map(|(kind, model)| (kind, model.to_owned())));
+        // However many models do so.
+        (0..2 * EVENTS_KEPT).for_each(|model| note(&events, &format!("m{model}"), Kind::Skip));
+        assert_eq!(events.after(0)[0].kind, Kind::Budget);
     }
 }

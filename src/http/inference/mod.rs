@@ -34,14 +34,27 @@ pub(super) async fn server() -> Json<Value> {
     }))
 }
 
+/// The body of the repository extension's index; none is the same as an empty one.
+#[derive(Debug, Default, serde::Deserialize)]
+pub(super) struct Index {
+    /// Only those that are ready.
+    #[serde(default)]
+    ready: bool,
+}
+
 /// What each model is, in the shape of the repository extension.
-pub(super) async fn index(State(app): State<Arc<App>>) -> Json<Value> {
+pub(super) async fn index(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
+    let bytes = body::read(&headers, body, super::request::documents(app.body_limits)).await?;
+    let Index { ready } = if bytes.is_empty() { Index::default() } else { super::request::read_json(&bytes)? };
     let entry = |live: &Arc<Live>| {
         let (version, failure) = (live.published().version, live.status_lent().failure.clone());
+        if ready && failure.is_some() {
+            return None;
+        }
         let state = if failure.is_some() { "UNAVAILABLE" } else { "READY" };
-        json!({ "name": live.name, "version": version, "state": state, "reason": failure.unwrap_or_default() })
+        Some(json!({ "name": live.name, "version": version, "state": state, "reason": failure.unwrap_or_default() }))
     };
-    Json(app.models.list().iter().map(entry).collect())
+    Ok(Json(app.models.list().iter().filter_map(entry).collect()))
 }
 
 /// What a model takes and gives; 404 for a version that is not the one that is served.
@@ -66,10 +79,10 @@ pub(super) async fn model(State(app): State<Arc<App>>, Path(path): Path<ModelPat
     })))
 }
 
-/// Whether a model answers.
+/// Whether a model learns and answers. One that stands still is not ready, though its last snapshot goes on answering.
 pub(super) async fn ready(State(app): State<Arc<App>>, Path(path): Path<ModelPath>) -> Result<Response, Problem> {
     let live = path.find(&app)?;
-    let ready = live.status_lent().failure.is_none() && !app.shutdown.is_draining();
+    let ready = live.status_lent().failure.is_none();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Ok((status, Json(json!({ "name": live.name, "ready": ready }))).into_response())
 }

@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::super::problem::Problem;
+use super::super::request::read_json;
 use super::outputs::{Asked, Wanted};
 use crate::limits::{FIELDS_MAX, LABEL_BYTES_MAX};
 use crate::stream::Schema;
@@ -16,6 +17,9 @@ use crate::stream::decode::{Datatype, Elements, Tensor};
 
 /// The header that says how long the JSON head is; bytes of tensors follow it.
 pub(super) const HEAD_BYTES: &str = "inference-header-content-length";
+
+/// Dimensions of an input: the rows' and a field's.
+const DIMENSIONS_MAX: usize = 8;
 
 /// What was asked, about which tensors.
 pub(super) struct Request {
@@ -28,7 +32,7 @@ pub(super) struct Request {
 struct Head<'a> {
     id: Option<String>,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: Option<Parameters>,
     #[serde(borrow)]
     inputs: Vec<Input<'a>>,
     #[serde(default)]
@@ -53,7 +57,7 @@ struct Input<'a> {
     shape: Vec<usize>,
     datatype: String,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: Option<Parameters>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -62,7 +66,7 @@ struct Input<'a> {
 struct Output {
     name: String,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: Option<Parameters>,
 }
 
 /// How long the head is; none where it is the whole body.
@@ -80,10 +84,7 @@ pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> 
         let detail = format!("{HEAD_BYTES} is {head_bytes}, and the body has {} bytes", body.len());
         return Err(Problem::bad_request("invalid_header", detail));
     };
-    let head: Head<'_> = serde_json::from_slice(head).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
-        _ => Problem::bad_request("invalid_json", error.to_string()),
-    })?;
+    let head: Head<'_> = read_json(head)?;
     if head.inputs.len() > FIELDS_MAX {
         return Err(Problem::unprocessable("invalid_inputs", format!("more than {FIELDS_MAX} inputs")));
     }
@@ -100,10 +101,13 @@ pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> 
         let detail = format!("{} bytes at the end of the body belong to no input", tail.len());
         return Err(Problem::unprocessable("invalid_inputs", detail));
     }
-    let as_bytes = head.parameters.binary_data_output.unwrap_or(false);
-    let wanted = |output: Output| match output.parameters.classification {
-        Some(_) => Err(wrong(&output.name, "the classification extension is not there: ask for `class` and `label`")),
-        None => Ok(Wanted { name: output.name, as_bytes: output.parameters.binary_data.unwrap_or(as_bytes) }),
+    let as_bytes = head.parameters.and_then(|of| of.binary_data_output).unwrap_or(false);
+    let wanted = |Output { name, parameters }: Output| {
+        let Parameters { classification, binary_data, .. } = parameters.unwrap_or_default();
+        match classification {
+            Some(_) => Err(wrong(&name, "the classification extension is not there: ask for `class` and `label`")),
+            None => Ok(Wanted { name, as_bytes: binary_data.unwrap_or(as_bytes) }),
+        }
     };
     let outputs = head.outputs.into_iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
     Ok(Request { inputs, asked: Asked { id: head.id, outputs, as_bytes } })
@@ -117,10 +121,16 @@ fn wrong(input: &str, reason: impl fmt::Display) -> Problem {
 /// An input as a tensor that has as many elements as its shape says.
 fn tensor(input: Input<'_>, tail: &mut Bytes) -> Result<Tensor, Problem> {
     let Input { name, shape, datatype, parameters, data } = input;
-    let of = Datatype::from_name(&datatype).ok_or_else(|| wrong(&name, format!("elements of type `{datatype}` are not read")))?;
+    let of = Datatype::from_name(&datatype).ok_or_else(|| {
+        let datatype: String = datatype.chars().take(LABEL_BYTES_MAX).collect();
+        wrong(&name, format!("elements of type `{datatype}` are not read"))
+    })?;
+    if shape.len() > DIMENSIONS_MAX {
+        return Err(wrong(&name, format!("a shape of {} dimensions, {DIMENSIONS_MAX} are the most", shape.len())));
+    }
     let count = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     let count = count.ok_or_else(|| wrong(&name, "its shape is too large"))?;
-    let elements = match (parameters.binary_data_size, data) {
+    let elements = match (parameters.and_then(|of| of.binary_data_size), data) {
         (Some(size), None) if size > tail.len() => {
             return Err(wrong(&name, format!("binary_data_size is {size}, and {} bytes of the body are left", tail.len())));
         }

@@ -20,8 +20,17 @@ const events = [];
 let look = null;
 let lookedAt = 0;
 const heads = new Map();
-let chosen = decodeURIComponent(location.hash.slice(1));
+let chosen = named(location.hash);
 let known = {};
+
+/** The model that a fragment names; none where it cannot be read. */
+function named(fragment) {
+  try {
+    return decodeURIComponent(fragment.slice(1));
+  } catch {
+    return "";
+  }
+}
 
 /** Notes how far streams are; looks of the last seconds are kept. */
 function arrive(seen) {
@@ -41,7 +50,7 @@ function arriving(stream) {
 
 /** What a look does not have: the plan, the frontier, what models share. Asked for again where the plan is another one. */
 async function learn(model) {
-  const which = [model.id, model.memory.planned_bytes, model.memory.budget_bytes, model.memory.minimum_bytes, model.status === "failed"].join();
+  const which = [model.id, model.created, model.memory.planned_bytes, model.memory.budget_bytes, model.memory.minimum_bytes, model.status === "failed"].join();
   if (known.which === which) return;
   known = { which, plan: known.name === model.id ? known.plan : undefined, name: model.id };
   const asked = known;
@@ -200,7 +209,7 @@ function listen() {
 }
 
 addEventListener("hashchange", () => {
-  chosen = decodeURIComponent(location.hash.slice(1));
+  chosen = named(location.hash);
   draw();
 });
 setInterval(() => {

@@ -4,58 +4,100 @@
 //! A tensor is a fixed-size list (or lists of lists) of its numbers, or one flat list a row. Compressed buffers are not read: compress the
 //! body instead (`Content-Encoding`), which is held to a cap.
 
+mod messages;
+
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use arrow_array::Array;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
     ArrowDictionaryKeyType, ArrowPrimitiveType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
     TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
     UInt32Type, UInt64Type,
 };
-use arrow_array::{Array, RecordBatch};
 use arrow_buffer::{ArrowNativeType, Buffer};
-use arrow_ipc::reader::StreamDecoder;
-use arrow_schema::{ArrowError, DataType, TimeUnit};
+use arrow_schema::{DataType, TimeUnit};
 use bytes::Bytes;
 
 use super::cell::Cell;
 use super::columns::{Cells, Column, Values, fill};
-use super::table::Table;
+use super::table::{Table, short};
+use messages::{Brought, Messages};
 
 /// Reads the batches of a stream.
 pub(super) fn rows(body: Bytes, table: &mut Table<'_>) {
     // Bodies are anybody's, and the library has asserted where it could have refused: what panics is no Arrow stream either.
-    let batches = catch_unwind(AssertUnwindSafe(|| batches(body)))
-        .unwrap_or_else(|_| Err(ArrowError::IpcError("its parts do not fit each other".to_owned())));
-    let batches = match batches {
-        Ok(batches) => batches,
-        Err(error) => return table.fault_whole(format!("this is not an Arrow IPC stream: {error}")),
-    };
-    for batch in &batches {
+    let read = catch_unwind(AssertUnwindSafe(|| read(body, table)));
+    let read = read.unwrap_or_else(|_| Err("its parts do not fit each other".to_owned()));
+    if let Err(reason) = read {
+        table.fault_whole(format!("this is not an Arrow IPC stream of rows: {reason}"));
+    }
+}
+
+fn read(body: Bytes, table: &mut Table<'_>) -> Result<(), String> {
+    let mut messages = Messages::new(Buffer::from(body));
+    while let Some(brought) = messages.next()? {
+        let batch = match brought {
+            // Before any of its rows are read: what follows reads these types only.
+            Brought::Schema(schema) => {
+                for field in schema.fields() {
+                    if table.find(field.name()).is_none() {
+                        table.fault_column(&short(field.name()), "the schema has no such column");
+                    } else if !is_read(field.data_type()) {
+                        let reason = format!("columns of Arrow's type {} are not read", short(&field.data_type().to_string()));
+                        table.fault_column(field.name(), reason);
+                    }
+                }
+                if table.is_faulty() {
+                    return Ok(());
+                }
+                continue;
+            }
+            Brought::Batch(batch) => batch,
+        };
         let schema = batch.schema_ref();
         let mut columns = Vec::with_capacity(batch.num_columns());
         for (field, array) in schema.fields().iter().zip(batch.columns()) {
             let name = field.name();
             match values(array.as_ref()) {
                 Some(values) => columns.push(Column { name, values }),
-                None => return table.fault_column(name, format!("columns of Arrow's type {} are not read", field.data_type())),
+                None => {
+                    table.fault_column(name, "lists inside its lists are missing");
+                    return Ok(());
+                }
             }
         }
         if !fill(&columns, batch.num_rows(), table) {
-            return;
+            return Ok(());
         }
+    }
+    Ok(())
+}
+
+/// Whether columns of this type are read.
+fn is_read(of: &DataType) -> bool {
+    match of {
+        DataType::List(child) | DataType::LargeList(child) => is_number(child.data_type()),
+        DataType::FixedSizeList(child, _) => {
+            let mut child = child.data_type();
+            while let DataType::FixedSizeList(inner, _) = child {
+                child = inner.data_type();
+            }
+            is_number(child)
+        }
+        DataType::Dictionary(_, value) => is_number(value) || is_word(value),
+        DataType::Null | DataType::Boolean | DataType::Timestamp(..) => true,
+        other => is_number(other) || is_word(other),
     }
 }
 
-/// All batches; they share the body's bytes where those are aligned.
-fn batches(body: Bytes) -> Result<Vec<RecordBatch>, ArrowError> {
-    let (mut decoder, mut left, mut batches) = (StreamDecoder::new(), Buffer::from(body), Vec::new());
-    while !left.is_empty() {
-        batches.extend(decoder.decode(&mut left)?);
-    }
-    decoder.finish()?;
-    Ok(batches)
+fn is_number(of: &DataType) -> bool {
+    of.is_integer() || of.is_floating()
+}
+
+fn is_word(of: &DataType) -> bool {
+    matches!(of, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
 }
 
 /// A column's values; none for a type that no schema has.
@@ -67,9 +109,9 @@ fn values(array: &dyn Array) -> Option<Values<'_>> {
     let elements;
     match array.data_type() {
         DataType::FixedSizeList(..) => {
-            let (mut child, mut size) = (array, 1);
+            let (mut child, mut size) = (array, 1usize);
             while let Some(list) = child.as_fixed_size_list_opt() {
-                size *= usize::try_from(list.value_length()).ok()?;
+                size = size.checked_mul(usize::try_from(list.value_length()).ok()?)?;
                 // A list that is missing inside another has no place in a tensor.
                 if !std::ptr::eq(child, array) && list.null_count() > 0 {
                     return None;

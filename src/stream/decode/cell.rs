@@ -35,8 +35,8 @@ impl Cell<'_> {
             (Slot::Target, Cell::Number(value)) => table.put_target_number(value),
             (Slot::Target, Cell::Whole(value)) => table.put_target_number(value as f64),
             (Slot::Target, Cell::Word(word)) => table.put_target_word(word),
-            (Slot::RowId, Cell::Word(id)) => table.put_id(id.to_owned()),
-            (Slot::RowId, Cell::Whole(id)) => table.put_id(id.to_string()),
+            (Slot::RowId, Cell::Word(id)) => table.put_id(id),
+            (Slot::RowId, Cell::Whole(id)) => table.put_id(&id.to_string()),
             (Slot::RowId, Cell::Number(value)) => {
                 table.fault_at(slot, format!("{value} is neither a text nor a whole number"));
             }

@@ -142,7 +142,7 @@ fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
             }
         }
         Slot::RowId => match std::str::from_utf8(value) {
-            Ok(id) => table.put_id(id.to_owned()),
+            Ok(id) => table.put_id(id),
             Err(_) => table.fault_at(slot, format!("`{}` is not UTF-8", shown(value))),
         },
         Slot::EventTime => match parse(value) {

@@ -417,11 +417,11 @@ impl<'a> Table<'a> {
     }
 
     /// A row's id.
-    pub(super) fn put_id(&mut self, id: String) {
+    pub(super) fn put_id(&mut self, id: &str) {
         if id.is_empty() || id.len() > LABEL_BYTES_MAX {
             return self.fault_at(Slot::RowId, format!("an id has 1 to {LABEL_BYTES_MAX} bytes"));
         }
-        self.ids.push(id);
+        self.ids.push(id.to_owned());
     }
 
     /// A row's event time.

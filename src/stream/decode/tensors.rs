@@ -130,14 +130,15 @@ pub fn decode_tensors(schema: &Schema, tensors: &[Tensor], body_bytes: usize) ->
     let mut table = Table::new(schema, Purpose::Predict, body_bytes);
     let mut columns = Vec::with_capacity(tensors.len());
     for Tensor { name, shape, elements } in tensors {
-        assert_eq!(shape.iter().product::<usize>(), elements.count(), "a tensor has as many elements as its shape says");
         let tensor = schema.fields.iter().find_map(|field| match field {
             Field::Tensor { name: of, shape, .. } if of == name => Some(shape.as_slice()),
             _ => None,
         });
         let (of_row, wanted) = (shape.get(1..).unwrap_or_default(), tensor.unwrap_or_default());
         let flat: usize = wanted.iter().product();
-        if shape.first() != Some(&rows) {
+        if shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size)) != Some(elements.count()) {
+            table.fault_column(name, format!("{} elements, and its shape is {shape:?}", elements.count()));
+        } else if shape.first() != Some(&rows) {
             table.fault_column(name, format!("its shape is {shape:?}, and the first input has {rows} rows"));
         } else if !(of_row == wanted || of_row == [flat]) {
             let expected: Vec<usize> = [rows].iter().chain(wanted).copied().collect();

@@ -165,6 +165,75 @@ fn many_rows_of_nothing_end_soon() {
     assert!(error.faults[0].reason.contains("rows"), "{error}");
 }
 
+/// A stream of one column `a`, with something in a message turned over by `change` before it is written.
+fn of_words(words: ArrayRef, columns: usize) -> Vec<u8> {
+    let names: Vec<String> = (0..columns).map(|number| format!("c{number}")).collect();
+    stream(names.iter().map(|name| (name.as_str(), words.clone())).collect())
+}
+
+fn words_schema(columns: usize) -> Schema {
+    let fields: Vec<String> =
+        (0..columns).map(|number| format!(r#"{{"name":"c{number}","type":"categorical","optional":true}}"#)).collect();
+    schema(&format!(r#"{{"fields":[{}]}}"#, fields.join(",")))
+}
+
+#[test]
+fn a_long_text_behind_many_views_is_refused_before_it_is_read() {
+    let long = "x".repeat(257);
+    let mut views = arrow_array::builder::StringViewBuilder::new();
+    let block = views.append_block(long.clone().into_bytes().into());
+    (0..1000).for_each(|_| views.try_append_view(block, 0, 257).unwrap());
+    let error = learn(&words_schema(1), of_words(Arc::new(views.finish()), 1)).unwrap_err();
+    assert!(error.faults[0].reason.contains("257 bytes"), "{error}");
+    let short: ArrayRef = Arc::new(StringViewArray::from(vec!["a word of twenty bytes"; 3]));
+    assert_eq!(learn(&words_schema(1), of_words(short, 1)).unwrap().count, 6);
+}
+
+#[test]
+fn dictionaries_do_not_grow() {
+    use arrow_ipc::writer::{DictionaryHandling, IpcWriteOptions};
+    let batch = |words: Vec<&str>| {
+        let words: ArrayRef = Arc::new(words.into_iter().collect::<DictionaryArray<Int32Type>>());
+        RecordBatch::try_from_iter([("c0", words)]).unwrap()
+    };
+    let (first, second) = (batch(vec!["a", "b"]), batch(vec!["a", "b", "c"]));
+    for (handling, is_read) in [(DictionaryHandling::Delta, false), (DictionaryHandling::Resend, true)] {
+        let options = IpcWriteOptions::default().with_dictionary_handling(handling);
+        let mut writer = StreamWriter::try_new_with_options(Vec::new(), first.schema_ref(), options).unwrap();
+        [&first, &second].into_iter().for_each(|batch| writer.write(batch).unwrap());
+        let rows = learn(&words_schema(1), writer.into_inner().unwrap());
+        match rows {
+            Ok(rows) => assert_eq!((is_read, rows.count), (true, 5)),
+            Err(error) => assert!(!is_read && error.faults[0].reason.contains("grows"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn compressed_and_overlapping_buffers_are_refused() {
+    // Buffers are listed as pairs of 64-bit numbers; that of the second column is made that of the first.
+    let numbers: ArrayRef = Arc::new(Int64Array::from((0..64).collect::<Vec<i64>>()));
+    let schema = schema(r#"{"fields":[{"name":"a","type":"numeric"},{"name":"b","type":"numeric"}]}"#);
+    let mut body = stream(vec![("a", numbers.clone()), ("b", numbers)]);
+    assert_eq!(learn(&schema, body.clone()).unwrap().count, 128);
+    let second = [512u64.to_le_bytes(), 512u64.to_le_bytes()].concat();
+    let at = body.windows(16).position(|bytes| bytes == second).expect("the second column's buffer");
+    body[at..at + 8].copy_from_slice(&0u64.to_le_bytes());
+    body[at + 8..at + 16].copy_from_slice(&1024u64.to_le_bytes());
+    let error = learn(&schema, body).unwrap_err();
+    assert!(error.faults[0].reason.contains("over each other"), "{error}");
+}
+
+#[test]
+fn lists_of_nothing_do_not_overflow() {
+    let mut inner = arrow_array::new_empty_array(&DataType::UInt8);
+    for _ in 0..3 {
+        let item = Arc::new(arrow_schema::Field::new("item", inner.data_type().clone(), false));
+        inner = Arc::new(arrow_array::FixedSizeListArray::try_new(item, i32::MAX, inner, None).unwrap());
+    }
+    assert!(learn(&pixels(), stream(vec![("p", inner)])).is_err());
+}
+
 #[test]
 fn a_stream_that_is_cut_off_is_no_stream() {
     let body = stream(vec![("a", Arc::new(Float32Array::from(vec![1.0, 2.0])))]);
