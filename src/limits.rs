@@ -33,6 +33,8 @@ pub const EMBEDDING_DIMENSION_MAX: usize = 1024;
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
 /// Bytes of a stream's or a model's name.
 pub const NAME_BYTES_MAX: usize = 64;
+/// Bytes of the text of a refusal, and of each fault that it lists: it may quote what a client sent.
+pub const PROBLEM_TEXT_BYTES_MAX: usize = 2048;
 /// Faults listed in the answer to one bad post; the rest are only counted.
 pub const ERRORS_LISTED_MAX: usize = 16;
 /// Faults after which the reading of a bad post ends: counting on would cost far more than its bytes, as where each of a

@@ -60,7 +60,10 @@ pub fn init(format: LogFormat) -> Tracing {
     #[cfg(feature = "otel")]
     let subscriber = subscriber.with(layer);
     // Somebody who listens already goes on.
-    drop(subscriber.try_init());
+    if subscriber.try_init().is_ok() && !human {
+        // A panic is a line like any other to whoever collects them.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
+    }
     if let Some(error) = misread {
         tracing::warn!(%error, "{FILTER} cannot be read; `info` holds");
     }

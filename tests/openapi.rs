@@ -19,6 +19,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use mustela::http::body::BodyLimits;
+use mustela::http::events::Feed;
 use mustela::http::{App, doors, router};
 use mustela::metrics::Metrics;
 use mustela::model::predict::Predictor;
@@ -76,7 +77,7 @@ fn doors_of(running: &Running, shutdown: Shutdown, request_seconds: u64) -> Rout
         body_limits: BodyLimits { encoded_bytes_max: BODY_BYTES_MAX, decoded_bytes_max: 2 * BODY_BYTES_MAX },
         request_seconds,
         wait_seconds_max: 25,
-        feed: Default::default(),
+        feed: Feed::new(64),
     }))
 }
 

@@ -214,7 +214,7 @@ impl Service {
             predictor,
             metrics: metrics.clone(),
             shutdown: shutdown.clone(),
-            feed: Feed::default(),
+            feed: Feed::new(config.http.connections_max),
             body_limits: BodyLimits::from(&config.http),
             request_seconds: config.http.request_seconds,
             wait_seconds_max: config.http.wait_seconds_max,

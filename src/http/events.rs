@@ -5,6 +5,7 @@
 //! let go; nobody else waits. An `event` has an id, by which a client that was cut off goes on (`Last-Event-ID`).
 
 use std::convert::Infallible;
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +51,10 @@ pub struct Feed {
     looking: Mutex<bool>,
 }
 
-impl Default for Feed {
-    fn default() -> Self {
-        let seats = Arc::new(Semaphore::new(WATCHERS_MAX));
+impl Feed {
+    /// For doors that take so many connections; half of them are left for others.
+    pub fn new(connections_max: usize) -> Feed {
+        let seats = Arc::new(Semaphore::new((connections_max / 2).clamp(1, WATCHERS_MAX)));
         Feed { seats, looks: watch::Sender::new(None), looking: Mutex::new(false) }
     }
 }
@@ -102,7 +104,7 @@ fn look(app: &App) -> Result<Look, Problem> {
 /// Looks at one model and its stream; at nothing where it was deleted.
 fn look_at(app: &App, model: &str) -> Result<Look, Problem> {
     match app.models.get(model) {
-        Ok(live) => figures(app, &[live.clone()], &[live.stream.clone()]),
+        Ok(live) => figures(app, from_ref(&live), from_ref(&live.stream)),
         Err(_) => figures(app, &[], &[]),
     }
 }
@@ -164,7 +166,7 @@ pub(super) async fn watch(
     }
     let after = last_event_id(&headers)?;
     let seat = app.feed.seats.clone().try_acquire_owned().map_err(|_| {
-        let detail = format!("{WATCHERS_MAX} clients watch already, the most at once");
+        let detail = "as many clients watch already as may at once";
         Problem::too_many_requests("too_many_watchers", detail, 5)
     })?;
     let (sender, receiver) = mpsc::channel(1);

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::limits::ERRORS_LISTED_MAX;
+use crate::limits::{ERRORS_LISTED_MAX, PROBLEM_TEXT_BYTES_MAX};
 
 /// The media type of a problem.
 pub const CONTENT_TYPE_PROBLEM: &str = "application/problem+json";
@@ -54,7 +54,9 @@ pub struct Fault {
 impl Problem {
     /// A problem of any status; the constructors below are the ones that doors use.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), errors: Vec::new(), retry_after: None, members: BTreeMap::new() }
+        let mut detail = detail.into();
+        cut(&mut detail, PROBLEM_TEXT_BYTES_MAX);
+        Self { status, code, detail, errors: Vec::new(), retry_after: None, members: BTreeMap::new() }
     }
 
     /// 400: not a request that this door can read, whatever it is about.
@@ -165,6 +167,14 @@ impl Problem {
     }
 }
 
+/// Shortens a text that may have come from a client: what is refused must not cost more to answer than it did to send.
+fn cut(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
+        text.push('…');
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = (self.status, self.json().to_string()).into_response();
@@ -222,6 +232,14 @@ mod tests {
     async fn a_member_takes_no_standard_place() {
         let (_, body) = answer(Problem::not_found("stream", "s").with("status", 200).with("minimum_bytes", 5)).await;
         assert_eq!((&body["status"], &body["minimum_bytes"], &body["name"]), (&json!(404), &json!(5), &json!("s")));
+    }
+
+    #[test]
+    fn a_text_is_told_up_to_the_limit() {
+        let problem = Problem::bad_request("invalid_json", "ü".repeat(PROBLEM_TEXT_BYTES_MAX));
+        assert_eq!(problem.detail.len(), PROBLEM_TEXT_BYTES_MAX + '…'.len_utf8());
+        let exact = "x".repeat(PROBLEM_TEXT_BYTES_MAX);
+        assert_eq!(Problem::bad_request("invalid_json", exact.clone()).detail, exact);
     }
 
     #[test]

@@ -11,15 +11,20 @@ use serde_json::value::RawValue;
 use super::super::problem::Problem;
 use super::super::request::read_json;
 use super::outputs::{Asked, Wanted};
-use crate::limits::{FIELDS_MAX, LABEL_BYTES_MAX};
+use crate::limits::{FIELDS_MAX, LABEL_BYTES_MAX, PREDICT_ROWS_MAX};
 use crate::stream::Schema;
 use crate::stream::decode::{Datatype, Elements, Tensor};
+use crate::stream::schema::Field;
 
 /// The header that says how long the JSON head is; bytes of tensors follow it.
 pub(super) const HEAD_BYTES: &str = "inference-header-content-length";
 
 /// Dimensions of an input: the rows' and a field's.
 const DIMENSIONS_MAX: usize = 8;
+/// Outputs that may be asked for: more than any model has.
+const OUTPUTS_MAX: usize = 16;
+/// Bytes of the id that a client gives its request.
+const ID_BYTES_MAX: usize = 1024;
 
 /// What was asked, about which tensors.
 pub(super) struct Request {
@@ -34,9 +39,8 @@ struct Head<'a> {
     #[serde(default)]
     parameters: Option<Parameters>,
     #[serde(borrow)]
-    inputs: Vec<Input<'a>>,
-    #[serde(default)]
-    outputs: Vec<Output>,
+    inputs: AtMost<Input<'a>, FIELDS_MAX>,
+    outputs: Option<AtMost<Output, OUTPUTS_MAX>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -54,7 +58,7 @@ struct Parameters {
 #[derive(Deserialize)]
 struct Input<'a> {
     name: String,
-    shape: Vec<usize>,
+    shape: AtMost<usize, DIMENSIONS_MAX>,
     datatype: String,
     #[serde(default)]
     parameters: Option<Parameters>,
@@ -85,17 +89,26 @@ pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> 
         return Err(Problem::bad_request("invalid_header", detail));
     };
     let head: Head<'_> = read_json(head)?;
-    if head.inputs.len() > FIELDS_MAX {
-        return Err(Problem::unprocessable("invalid_inputs", format!("more than {FIELDS_MAX} inputs")));
+    if head.id.as_ref().is_some_and(|id| id.len() > ID_BYTES_MAX) {
+        return Err(Problem::unprocessable("invalid_body", format!("the id has more than {ID_BYTES_MAX} bytes")));
     }
     let mut tail = body.slice(head_bytes..);
-    let mut inputs = Vec::with_capacity(head.inputs.len());
-    for input in head.inputs {
-        // Looked at before its elements are, which are only read for a field.
-        if !schema.fields.iter().any(|field| field.name() == input.name) {
+    let mut inputs = Vec::with_capacity(head.inputs.0.len());
+    for input in head.inputs.0 {
+        // Looked at before its elements are: no more are read than the rows of one query have of this field.
+        let Some(field) = schema.fields.iter().find(|field| field.name() == input.name) else {
             return Err(wrong(&input.name, "the model has no such input"));
+        };
+        let rows = input.shape.0.first().copied().unwrap_or(0);
+        if rows > PREDICT_ROWS_MAX {
+            let detail = format!("{rows} rows, {PREDICT_ROWS_MAX} are the most of one query");
+            return Err(Problem::unprocessable("too_many_rows", detail));
         }
-        inputs.push(tensor(input, &mut tail)?);
+        let of_row = match field {
+            Field::Tensor { shape, .. } => shape.iter().product(),
+            _ => 1,
+        };
+        inputs.push(tensor(input, rows.saturating_mul(of_row), &mut tail)?);
     }
     if !tail.is_empty() {
         let detail = format!("{} bytes at the end of the body belong to no input", tail.len());
@@ -109,7 +122,7 @@ pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> 
             None => Ok(Wanted { name, as_bytes: binary_data.unwrap_or(as_bytes) }),
         }
     };
-    let outputs = head.outputs.into_iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
+    let outputs = head.outputs.map_or(Vec::new(), |outputs| outputs.0).into_iter().map(wanted).collect::<Result<Vec<_>, _>>()?;
     Ok(Request { inputs, asked: Asked { id: head.id, outputs, as_bytes } })
 }
 
@@ -118,23 +131,22 @@ fn wrong(input: &str, reason: impl fmt::Display) -> Problem {
     Problem::unprocessable("invalid_inputs", format!("`{name}`: {reason}")).with("name", name)
 }
 
-/// An input as a tensor that has as many elements as its shape says.
-fn tensor(input: Input<'_>, tail: &mut Bytes) -> Result<Tensor, Problem> {
-    let Input { name, shape, datatype, parameters, data } = input;
+/// An input as a tensor that has as many elements as its shape says, and `most` at most.
+fn tensor(input: Input<'_>, most: usize, tail: &mut Bytes) -> Result<Tensor, Problem> {
+    let Input { name, shape: AtMost(shape), datatype, parameters, data } = input;
     let of = Datatype::from_name(&datatype).ok_or_else(|| {
         let datatype: String = datatype.chars().take(LABEL_BYTES_MAX).collect();
         wrong(&name, format!("elements of type `{datatype}` are not read"))
     })?;
-    if shape.len() > DIMENSIONS_MAX {
-        return Err(wrong(&name, format!("a shape of {} dimensions, {DIMENSIONS_MAX} are the most", shape.len())));
-    }
     let count = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    let count = count.ok_or_else(|| wrong(&name, "its shape is too large"))?;
+    let Some(count) = count.filter(|&count| count <= most) else {
+        return Err(wrong(&name, format!("its shape is {shape:?}, and so many rows have {most} elements of it")));
+    };
     let elements = match (parameters.and_then(|of| of.binary_data_size), data) {
         (Some(size), None) if size > tail.len() => {
             return Err(wrong(&name, format!("binary_data_size is {size}, and {} bytes of the body are left", tail.len())));
         }
-        (Some(size), None) => binary(of, tail.split_to(size)).map_err(|reason| wrong(&name, reason))?,
+        (Some(size), None) => binary(of, tail.split_to(size), count).map_err(|reason| wrong(&name, reason))?,
         (None, Some(data)) => listed(of, data, count).map_err(|reason| wrong(&name, reason))?,
         _ => return Err(wrong(&name, "either `data` or `parameters.binary_data_size` has to be there")),
     };
@@ -144,8 +156,8 @@ fn tensor(input: Input<'_>, tail: &mut Bytes) -> Result<Tensor, Problem> {
     Ok(Tensor { name, shape, elements })
 }
 
-/// Elements as bytes; texts each behind their length.
-fn binary(of: Datatype, mut bytes: Bytes) -> Result<Elements, String> {
+/// Elements as bytes; texts each behind their length, no more than `count`.
+fn binary(of: Datatype, mut bytes: Bytes, count: usize) -> Result<Elements, String> {
     if let Some(size) = of.bytes() {
         if !bytes.len().is_multiple_of(size) {
             return Err(format!("{} bytes are no whole number of elements of {size} bytes", bytes.len()));
@@ -155,6 +167,9 @@ fn binary(of: Datatype, mut bytes: Bytes) -> Result<Elements, String> {
     let mut words = Vec::new();
     while !bytes.is_empty() {
         let number = words.len();
+        if number == count {
+            return Err("more elements than the shape has".to_owned());
+        }
         let length = bytes.first_chunk().map(|length| u32::from_le_bytes(*length) as usize);
         let Some(length) = length.filter(|&length| length <= bytes.len() - 4) else {
             return Err(format!("element {number} is longer than the bytes that are left"));
@@ -171,6 +186,37 @@ fn listed(of: Datatype, data: &RawValue, count: usize) -> Result<Elements, Strin
     let mut deserializer = serde_json::Deserializer::from_str(data.get());
     (&mut list).deserialize(&mut deserializer).map_err(|error| format!("data: {error}"))?;
     Ok(if of == Datatype::Bytes { Elements::Words(list.words) } else { Elements::Fixed(of, list.bytes.into()) })
+}
+
+/// A list that ends the reading where it has more than `MOST` members.
+#[derive(Debug)]
+struct AtMost<T, const MOST: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for AtMost<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<T, const MOST: usize>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Members<T, MOST> {
+            type Value = AtMost<T, MOST>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {MOST}")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = list.next_element()? {
+                    if members.len() == MOST {
+                        return Err(serde::de::Error::invalid_length(MOST + 1, &self));
+                    }
+                    members.push(member);
+                }
+                Ok(AtMost(members))
+            }
+        }
+
+        deserializer.deserialize_seq(Members(std::marker::PhantomData))
+    }
 }
 
 struct List {

@@ -146,6 +146,13 @@ function empty() {
 0.1,0.2,near
 9.0,8.5,far
 '`;
+  const others = look.models.length > 0;
+  say(byId("empty-title"), others ? `There is no model ${chosen}` : "Nothing learns here yet");
+  byId("empty-code").hidden = others;
+  if (others) {
+    say(byId("empty-text"), "It was deleted, or never made. Choose another one above.");
+    return;
+  }
   const has = look.streams.length > 0;
   say(byId("empty-text"), has ? "There is a stream, and no model learns from it. Make one:" : "Make a stream, a model that learns from it, and post rows:");
   say(byId("empty-code"), has ? model : [stream, model, post].join("\n\n"));
@@ -153,11 +160,12 @@ function empty() {
 
 function draw() {
   if (!look) return;
-  if (!look.models.some(({ id }) => id === chosen) && look.models.length) chosen = look.models[0].id;
+  // One that was chosen and is gone is not silently another: a budget would be set for that.
+  if (!chosen && look.models.length) chosen = look.models[0].id;
   const model = look.models.find(({ id }) => id === chosen);
   pills();
   byId("live").hidden = !model;
-  byId("empty").hidden = look.models.length > 0;
+  byId("empty").hidden = Boolean(model);
   document.title = model ? `${model.id} · ${model.sliding.accuracy === null ? "Mustela" : percent(model.sliding.accuracy)}` : "Mustela";
   if (model) showModel(model);
   else empty();

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use super::cell::Cell;
 use super::columns::{Cells, Column, Values, fill};
 use super::table::{Table, short};
+use crate::limits::ROW_BYTES_MAX;
 use messages::{Brought, Messages};
 
 /// Reads the batches of a stream.
@@ -79,12 +80,12 @@ fn read(body: Bytes, table: &mut Table<'_>) -> Result<(), String> {
 fn is_read(of: &DataType) -> bool {
     match of {
         DataType::List(child) | DataType::LargeList(child) => is_number(child.data_type()),
-        DataType::FixedSizeList(child, _) => {
-            let mut child = child.data_type();
-            while let DataType::FixedSizeList(inner, _) = child {
-                child = inner.data_type();
+        DataType::FixedSizeList(child, size) => {
+            let (mut child, mut elements) = (child.data_type(), usize::try_from(*size).ok());
+            while let DataType::FixedSizeList(inner, size) = child {
+                (child, elements) = (inner.data_type(), elements.and_then(|of| of.checked_mul(usize::try_from(*size).ok()?)));
             }
-            is_number(child)
+            is_number(child) && elements.is_some_and(|elements| elements <= ROW_BYTES_MAX)
         }
         DataType::Dictionary(_, value) => is_number(value) || is_word(value),
         DataType::Null | DataType::Boolean | DataType::Timestamp(..) => true,

@@ -25,7 +25,7 @@ use std::fmt;
 use bytes::Bytes;
 
 use super::Schema;
-use crate::limits::ERRORS_LISTED_MAX;
+use crate::limits::{ERRORS_LISTED_MAX, PROBLEM_TEXT_BYTES_MAX};
 use crate::rows::Rows;
 use table::Table;
 
@@ -133,7 +133,9 @@ impl Faults {
     fn add(&mut self, row: Option<u64>, column: Option<&str>, reason: impl Into<String>) {
         self.total += 1;
         if self.listed.len() < ERRORS_LISTED_MAX {
-            self.listed.push(Fault { row, column: column.map(str::to_owned), reason: reason.into() });
+            let mut reason = reason.into();
+            reason.truncate(reason.floor_char_boundary(PROBLEM_TEXT_BYTES_MAX));
+            self.listed.push(Fault { row, column: column.map(str::to_owned), reason });
         }
     }
 }

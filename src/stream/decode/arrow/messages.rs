@@ -171,7 +171,8 @@ impl<V: Iterator<Item = i64>> Walk<'_, V> {
                 if longest > LABEL_BYTES_MAX {
                     return Err(format!("a text has {longest} bytes, {LABEL_BYTES_MAX} are the most"));
                 }
-                self.skip(self.views.next().and_then(|count| usize::try_from(count).ok()).unwrap_or(0));
+                let texts = self.views.next().and_then(|count| usize::try_from(count).ok());
+                self.skip(texts.unwrap_or(0));
             }
             DataType::FixedSizeList(child, _) => {
                 self.skip(1);
