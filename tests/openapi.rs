@@ -595,6 +595,9 @@ async fn a_full_log(refusals: &mut Refusals<'_>) {
     let ids = (1..16_001u64).flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
     let late: Vec<u8> = values.chain(ids).collect();
     while service.ask(&Method::POST, labels, &raw, late.clone()).await.status == 202 {}
-    refusals.refused(&service.router, "post_labels", labels, &raw, late, "insufficient_storage").await;
+    let answer = service.ask(&Method::POST, labels, &raw, late).await;
+    refusals.note("post_labels", &answer);
+    // They were refused beyond it, and what is told is what the configuration says.
+    assert!(answer.body["detail"].as_str().unwrap().ends_with(", and log.bytes_max is 16777216"), "{answer:?}");
     service.close().await;
 }
