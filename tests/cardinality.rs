@@ -71,7 +71,7 @@ async fn turn(client: &Client, number: usize) {
     assert_eq!(json(client, Method::PUT, &format!("/v1/streams/{made_up}"), &schema).await, 201);
     assert_eq!(json(client, Method::POST, &format!("/v1/streams/{made_up}/batches"), &rows).await, 202);
     assert_eq!(json(client, Method::POST, &format!("/v1/streams/{made_up}/batches"), &row).await, 422);
-    if number % (TURNS / MODEL_TURNS) == 0 {
+    if number.is_multiple_of(TURNS / MODEL_TURNS) {
         let spec = points_model(&made_up).to_string();
         assert_eq!(json(client, Method::PUT, &format!("/v1/models/{made_up}"), &spec).await, 201);
         assert_eq!(json(client, Method::POST, &format!("/v1/models/{made_up}/predict"), &rows).await, 200);
