@@ -10,17 +10,21 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request};
-use contract::{Contract, Operation, is_code, members, path, references};
+use axum::response::Response;
+use contract::{Contract, Operation, is_code, media_type, members, path, references};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http_body_util::BodyExt;
 use mustela::http::body::BodyLimits;
 use mustela::http::events::Feed;
+use mustela::http::server::HangUp;
 use mustela::http::{App, doors, router};
+use mustela::limits::WATCHERS_MAX;
 use mustela::metrics::Metrics;
 use mustela::model::predict::Predictor;
 use mustela::shutdown::{self, Shutdown, Trigger};
@@ -59,6 +63,23 @@ impl Doors {
         self.ask(&Method::POST, path, &[JSON], body.to_string()).await
     }
 
+    /// A path as it is now: with the version that its model serves when all is learned, where it names one.
+    async fn now(&self, path: &str) -> String {
+        let Some((model, after)) = path.split_once("/versions/") else { return path.to_owned() };
+        let began = Instant::now();
+        let door = after.find('/').map_or("", |at| &after[at..]);
+        let name = model.rsplit('/').next().unwrap();
+        loop {
+            let view = self.running.client.get(&format!("/v1/models/{name}")).await.expect(200);
+            let is_moving = view["lag_rows"] != 0 || view["rows"]["waiting"] != view["rows"]["waiting_for_label"];
+            if !is_moving && view["published_version"] == view["version"] {
+                return format!("{model}/versions/{}{door}", view["version"].as_str().unwrap());
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "it still learns: {view}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn close(self) {
         drop((self.router, self.trigger));
         self.running.stop().await;
@@ -81,28 +102,37 @@ fn doors_of(running: &Running, shutdown: Shutdown, request_seconds: u64) -> Rout
     }))
 }
 
-async fn ask(router: &Router, method: &Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
-    let mut request = Request::builder().method(method).uri(path);
+async fn send(router: &Router, method: &Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Response {
+    let mut request = Request::builder().method(method).uri(path).extension(HangUp::default());
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
-    let (head, body) = response.into_parts();
-    let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+    router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap()
+}
+
+/// Asks, and reads the answer whole; one without an end up to its first figures.
+async fn ask(router: &Router, method: &Method, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+    let (head, mut body) = send(router, method, path, headers, body).await.into_parts();
+    let is_endless = head.headers.get("content-type").is_some_and(|value| value == "text/event-stream");
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.unwrap().into_data() else { continue };
+        bytes.extend_from_slice(&data);
+        if is_endless && data.starts_with(b"event: figures") {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
     Answer { status: head.status.as_u16(), headers: head.headers, body }
 }
 
-/// The path of an operation with its parameters as the document shows them, but for `of`: the stream or the model.
+/// The path of an operation with its parameters as the document shows them, but for `of`: the stream, the model or the file.
 fn place(contract: &Contract, operation: &Operation, of: Option<&str>) -> String {
     let parameters = contract.parameters(operation);
     let in_path = parameters.iter().filter(|((place, _), _)| place == "path");
-    let values: Vec<(&str, &str)> = in_path
-        .map(|((_, name), parameter)| {
-            let shown = parameter["example"].as_str().unwrap();
-            (name.as_str(), of.filter(|_| name != "file").unwrap_or(shown))
-        })
-        .collect();
+    let value = |name: &str, parameter| of.filter(|_| name != "version").unwrap_or(Contract::shown(parameter)[0]);
+    let values: Vec<(&str, &str)> = in_path.map(|((_, name), parameter)| (name.as_str(), value(name, parameter))).collect();
     path(&operation.path, &values)
 }
 
@@ -172,10 +202,11 @@ fn the_bodies_are_whole(contract: &Contract, operation: &Operation) {
             for (name, example) in examples {
                 let faults = contract.faults(&body["schema"], &contract.resolve(example)["value"]);
                 assert_eq!(faults, None, "{place}: {name}");
+                contract.hold_events(&body["x-events"], &contract.resolve(example)["value"]);
             }
         }
     };
-    check(operation.id(), &operation.said["requestBody"]["content"]);
+    check(operation.id(), contract.content(operation));
     for (status, response) in members(&operation.said["responses"]) {
         let place = format!("{} {status}", operation.id());
         let response = contract.resolve(response);
@@ -192,7 +223,7 @@ fn the_bodies_are_whole(contract: &Contract, operation: &Operation) {
 }
 
 /// The order in which somebody asks who begins with nothing and clears up at the end.
-const DAY: [&str; 25] = [
+const DAY: [&str; 36] = [
     "is_live",
     "is_ready",
     "get_openapi",
@@ -206,6 +237,17 @@ const DAY: [&str; 25] = [
     "post_rows",
     "post_labels",
     "predict",
+    "describe_server",
+    "list_repository",
+    "describe_model",
+    "is_model_ready",
+    "infer",
+    "describe_model_version",
+    "is_model_ready_version",
+    "infer_version",
+    "get_page",
+    "get_asset",
+    "watch_events",
     "get_model",
     "list_models",
     "change_model",
@@ -231,17 +273,28 @@ async fn a_user_can_follow_the_examples() {
     for id in DAY {
         let operation = contract.operation(id);
         for Asked { path, headers, body, replayed } in hour(&contract, operation) {
+            let path = service.now(&path).await;
             let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-            let answer = service.ask(&operation.method, &path, &headers, body).await;
-            assert!(answer.status < 400, "{path} {headers:?}: {answer:?}");
-            contract.hold(operation, &answer);
-            assert_eq!(answer.headers.contains_key("idempotent-replayed"), replayed, "{path} {headers:?}");
-            seen.insert((id, answer.status.to_string()));
+            let mut answers = vec![service.ask(&operation.method, &path, &headers, body).await];
+            if let Some(tag) = answers[0].headers.get("etag").cloned() {
+                let known = [("if-none-match", tag.to_str().unwrap())];
+                answers.push(service.ask(&operation.method, &path, &known, "").await);
+            }
+            for answer in answers {
+                assert!(answer.status < 400, "{path} {headers:?}: {answer:?}");
+                contract.hold(operation, &answer);
+                assert_eq!(answer.headers.contains_key("idempotent-replayed"), replayed, "{path} {headers:?}");
+                seen.insert((id, answer.status.to_string(), media_type(&answer).map(str::to_owned)));
+            }
         }
     }
     for operation in &contract.operations {
-        for (status, _) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() < "400") {
-            assert!(seen.contains(&(operation.id(), status.clone())), "{} never answered {status}", operation.id());
+        for (status, response) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() < "400") {
+            let told: Vec<_> = members(&contract.resolve(response)["content"]).map(|(name, _)| Some(name.clone())).collect();
+            for media_type in if told.is_empty() { vec![None] } else { told } {
+                let answer = (operation.id(), status.clone(), media_type);
+                assert!(seen.contains(&answer), "{answer:?} never came");
+            }
         }
     }
     service.close().await;
@@ -256,13 +309,32 @@ struct Asked {
     replayed: bool,
 }
 
-/// All that a user asks of one operation: each body that the document shows, or each stream or model that there is.
+/// What says how a body is to be read, and how it is to be answered, once for each way to answer that `Accept` chooses.
+fn headers_of(contract: &Contract, operation: &Operation, body: &contract::Body) -> Vec<Vec<(&'static str, String)>> {
+    let mut headers = vec![("content-type", body.media_type.clone())];
+    let head_bytes = ("header".to_owned(), "Inference-Header-Content-Length".to_owned());
+    if let Some(parameter) = contract.parameters(operation).get(&head_bytes)
+        && body.media_type == "application/octet-stream"
+    {
+        headers.push(("inference-header-content-length", parameter["example"].to_string()));
+    }
+    let answered = contract.resolve(&operation.said["responses"]["200"]);
+    let types = members(&answered["content"]).filter(|_| answered["headers"].get("Vary").is_some());
+    let accepting = types.map(|(name, _)| [headers.clone(), vec![("accept", name.clone())]].concat());
+    [headers.clone()].into_iter().chain(accepting).collect()
+}
+
+/// All that a user asks of one operation: each body that the document shows, or each stream, model or file that there is.
 fn hour(contract: &Contract, operation: &Operation) -> Vec<Asked> {
     let made = |id: &str| contract.bodies(contract.operation(id));
     let Some(_) = operation.said.get("requestBody") else {
         let names: Vec<String> = match &operation.path {
             path if path.contains("{stream}") => made("create_stream").into_iter().map(|body| body.name).collect(),
             path if path.contains("{model}") => made("create_model").into_iter().map(|body| body.name).collect(),
+            path if path.contains("{file}") => {
+                let file = &contract.parameters(operation)[&("path".to_owned(), "file".to_owned())];
+                Contract::shown(file).into_iter().map(str::to_owned).collect()
+            }
             _ => vec![String::new()],
         };
         let asked = |name: &String| Asked {
@@ -277,10 +349,13 @@ fn hour(contract: &Contract, operation: &Operation) -> Vec<Asked> {
     let mut all = Vec::new();
     for (number, body) in contract.bodies(operation).into_iter().enumerate() {
         let path = place(contract, operation, Some(body.of()));
+        let ways = headers_of(contract, operation, &body);
         let mut ask = |query: &str, key: Option<String>, replayed: bool| {
             let key = key.map(|key| ("idempotency-key", key));
-            let headers = [("content-type", body.media_type.clone())].into_iter().chain(key).collect();
-            all.push(Asked { path: format!("{path}{query}"), headers, body: body.bytes.clone(), replayed });
+            for headers in &ways {
+                let (path, headers) = (format!("{path}{query}"), headers.iter().cloned().chain(key.clone()).collect());
+                all.push(Asked { path, headers, body: body.bytes.clone(), replayed });
+            }
         };
         // Twice, as what is there already is another answer, or the same.
         ask("", None, false);
@@ -360,10 +435,12 @@ async fn every_refusal_is_one_that_the_document_tells_of() {
         }
     }
     for operation in &contract.operations {
-        what_no_door_reads(&mut refusals, &service.router, operation).await;
+        what_no_door_reads(&mut refusals, &service, operation).await;
     }
+    what_nobody_watches(&mut refusals, &service.router).await;
     what_contradicts_the_stream(&mut refusals, &service).await;
     what_contradicts_the_model(&mut refusals, &service).await;
+    what_contradicts_the_tensors(&mut refusals, &service).await;
     too_much_at_once(&mut refusals, &service).await;
     at_the_end_and_too_late(&mut refusals, &service).await;
     service.close().await;
@@ -393,23 +470,25 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A path, a name, a type, an encoding or a body that is none, at every door that takes one.
-async fn what_no_door_reads(refusals: &mut Refusals<'_>, router: &Router, operation: &Operation) {
-    let (contract, id) = (refusals.contract, operation.id());
+async fn what_no_door_reads(refusals: &mut Refusals<'_>, service: &Doors, operation: &Operation) {
+    let (contract, id, router) = (refusals.contract, operation.id(), &service.router);
     let body = contract.bodies(operation).into_iter().next();
     let bytes = || body.as_ref().map_or_else(Vec::new, |body| body.bytes.clone());
     if operation.path.contains('{') {
         let unread = path(&operation.path, &[("stream", "%FF"), ("model", "%FF"), ("file", "%FF")]);
         refusals.refused(router, id, &unread, &[JSON], bytes(), "invalid_request").await;
     }
-    if operation.said["responses"].get("404").is_some() {
+    if operation.path.contains('{') && operation.said["responses"].get("404").is_some() {
         let nowhere = path(&operation.path, &[("stream", "nowhere"), ("model", "nobody"), ("file", "nothing.js")]);
         let code = if operation.path.contains("{file}") { "no_such_route" } else { "not_found" };
         refusals.refused(router, id, &nowhere, &[JSON], bytes(), code).await;
     }
     let Some(body) = &body else { return };
-    let path = &place(contract, operation, Some(body.of()));
+    let path = &service.now(&place(contract, operation, Some(body.of()))).await;
     let encoded = |encoding: &'static str| [JSON, ("content-encoding", encoding)];
-    refusals.refused(router, id, path, &[("content-type", "text/xml")], bytes(), "unsupported_content_type").await;
+    if contract.tells(operation, "unsupported_content_type") {
+        refusals.refused(router, id, path, &[("content-type", "text/xml")], bytes(), "unsupported_content_type").await;
+    }
     refusals.refused(router, id, path, &encoded("br"), bytes(), "unsupported_encoding").await;
     refusals.refused(router, id, path, &[JSON], vec![b' '; BODY_BYTES_MAX + 1], "body_too_large").await;
     let bomb = gzip(&vec![b' '; 2 * BODY_BYTES_MAX + 1]);
@@ -419,8 +498,7 @@ async fn what_no_door_reads(refusals: &mut Refusals<'_>, router: &Router, operat
     refusals.refused(router, id, path, &encoded("zstd"), "not zstd at all", "corrupt_body").await;
     let broken = [Ok(Bytes::from_static(b"{\"rows\": [")), Err(std::io::Error::other("gone"))];
     refusals.refused(router, id, path, &[JSON], Body::from_stream(tokio_stream::iter(broken)), "incomplete_body").await;
-    let reads_documents = operation.said["requestBody"]["content"].as_object().unwrap().len() == 1;
-    if reads_documents {
+    if contract.tells(operation, "invalid_json") {
         refusals.refused(router, id, path, &[JSON], "{", "invalid_json").await;
         let code = if id == "set_plan" { "invalid_plan" } else { "invalid_body" };
         refusals.refused(router, id, path, &[JSON], "{\"colour\": 1}", code).await;
@@ -500,6 +578,56 @@ async fn what_contradicts_the_model(refusals: &mut Refusals<'_>, service: &Doors
     }
 }
 
+/// A request of the Open Inference Protocol with an input for each name.
+fn tensors(names: &[&str], rows: usize) -> Value {
+    let tensor = |name| json!({ "name": name, "datatype": "FP32", "shape": [rows], "data": vec![1.0; rows] });
+    json!({ "inputs": names.iter().map(tensor).collect::<Vec<_>>() })
+}
+
+async fn what_contradicts_the_tensors(refusals: &mut Refusals<'_>, service: &Doors) {
+    let router = &service.router;
+    let xy = tensors(&["x", "y"], 1);
+    let mut logits = xy.clone();
+    logits["outputs"] = json!([{ "name": "logits" }]);
+    let (head_bytes, rest) = (xy.to_string().len().to_string(), format!("{xy}rest"));
+    let head = |bytes| [JSON, ("inference-header-content-length", bytes)];
+    for (id, versions) in [("infer", ""), ("infer_version", "/versions/now")] {
+        let path = |model: &str| format!("/v2/models/{model}{versions}/infer");
+        let (distance, wild) = (service.now(&path("distance")).await, service.now(&path("wild")).await);
+        for (path, headers, body, code) in [
+            (&distance, &[JSON][..], tensors(&["x", "z"], 1).to_string(), "invalid_inputs"),
+            (&distance, &head(&head_bytes)[..], rest.clone(), "invalid_inputs"),
+            (&distance, &[JSON][..], logits.to_string(), "invalid_outputs"),
+            (&distance, &[JSON][..], tensors(&["x"], 1).to_string(), "invalid_rows"),
+            (&distance, &[JSON][..], tensors(&["x", "y"], 8193).to_string(), "too_many_rows"),
+            (&distance, &head("-1")[..], xy.to_string(), "invalid_header"),
+            (&wild, &[JSON][..], xy.to_string(), "model_diverged"),
+        ] {
+            refusals.refused(router, id, path, headers, body, code).await;
+        }
+    }
+    let (before, xy) = ("/v2/models/distance/versions/0.987654321", xy.to_string());
+    for (id, door) in [("describe_model_version", ""), ("is_model_ready_version", "/ready"), ("infer_version", "/infer")] {
+        refusals.refused(router, id, &format!("{before}{door}"), &[JSON], xy.clone(), "version_not_served").await;
+    }
+}
+
+async fn what_nobody_watches(refusals: &mut Refusals<'_>, router: &Router) {
+    let (id, door) = ("watch_events", "/v1/events");
+    for (query, headers, code) in [
+        ("?colour=1", &[][..], "invalid_request"),
+        ("?model=nobody", &[][..], "not_found"),
+        ("", &[("last-event-id", "x")][..], "invalid_last_event_id"),
+    ] {
+        refusals.refused(router, id, &format!("{door}{query}"), headers, "", code).await;
+    }
+    let mut watchers = Vec::new();
+    for _ in 0..WATCHERS_MAX {
+        watchers.push(send(router, &Method::GET, door, &[], "").await);
+    }
+    refusals.refused(router, id, door, &[], "", "too_many_watchers").await;
+}
+
 async fn too_much_at_once(refusals: &mut Refusals<'_>, service: &Doors) {
     let mut schema = points_schema();
     schema["row_id"] = json!("id");
@@ -519,14 +647,26 @@ async fn too_much_at_once(refusals: &mut Refusals<'_>, service: &Doors) {
     refusals.refused(&service.router, "post_labels", labels, &csv, "id,label\n0,north\n", "backpressure").await;
 
     let mut asking = tokio::task::JoinSet::new();
-    for _ in 0..40 {
-        let (router, body) = (service.router.clone(), format!("x,y\n{}", "1,2\n".repeat(200)));
-        asking.spawn(async move { ask(&router, &Method::POST, "/v1/models/slow/predict", &csv, body).await });
+    let rows = format!("x,y\n{}", "1,2\n".repeat(200));
+    let tensors = tensors(&["x", "y"], 1).to_string();
+    // One that is behind serves no version for long; the queue is that of all models.
+    let version = service.now("/v2/models/distance/versions/now/infer").await;
+    for (id, path, body) in [
+        ("predict", "/v1/models/slow/predict", &rows),
+        ("infer", "/v2/models/distance/infer", &tensors),
+        ("infer_version", version.as_str(), &tensors),
+    ]
+    .repeat(40)
+    {
+        let (router, path, body) = (service.router.clone(), path.to_owned(), body.clone());
+        asking.spawn(async move { (id, ask(&router, &Method::POST, &path, &csv, body).await) });
     }
     let answers = asking.join_all().await;
-    let turned_away: Vec<&Answer> = answers.iter().filter(|answer| answer.status != 200).collect();
-    assert!(!turned_away.is_empty(), "forty queries, one thread, and one place to wait");
-    turned_away.into_iter().for_each(|answer| refusals.note("predict", answer));
+    for id in ["predict", "infer", "infer_version"] {
+        let mut turned_away = answers.iter().filter(|(of, answer)| *of == id && answer.status != 200).peekable();
+        assert!(turned_away.peek().is_some(), "{id}: forty queries of three kinds, one thread, and one place to wait");
+        turned_away.for_each(|(id, answer)| refusals.note(id, answer));
+    }
     service.ask(&Method::DELETE, "/v1/models/slow", &[], "").await.expect(204);
 }
 
@@ -575,6 +715,11 @@ async fn a_model_that_stands_still(refusals: &mut Refusals<'_>) {
         let path = format!("/v1/models/m{door}");
         refusals.refused(&service.router, id, &path, &[JSON], body.to_string(), "model_failed").await;
     }
+    let tensors = tensors(&["x", "y"], 1).to_string();
+    refusals.refused(&service.router, "infer", "/v2/models/m/infer", &[JSON], tensors, "model_failed").await;
+    let ready = service.ask(&Method::GET, "/v2/models/m/ready", &[], "").await;
+    refusals.note("is_model_ready", &ready);
+    assert_eq!((ready.status, ready.body), (503, json!({ "name": "m", "ready": false })));
     service.close().await;
 }
 
@@ -596,6 +741,9 @@ async fn a_full_log(refusals: &mut Refusals<'_>) {
     let ids = (1..16_001u64).flat_map(|word| word.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
     let late: Vec<u8> = values.chain(ids).collect();
     while service.ask(&Method::POST, labels, &raw, late.clone()).await.status == 202 {}
-    refusals.refused(&service.router, "post_labels", labels, &raw, late, "insufficient_storage").await;
+    let answer = service.ask(&Method::POST, labels, &raw, late).await;
+    refusals.note("post_labels", &answer);
+    // They were refused beyond it, and what is told is what the configuration says.
+    assert!(answer.body["detail"].as_str().unwrap().ends_with(", and log.bytes_max is 16777216"), "{answer:?}");
     service.close().await;
 }

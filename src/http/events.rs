@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Extension;
 use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use parking_lot::Mutex;
@@ -173,7 +173,7 @@ pub(super) async fn watch(
     let seen = Feed::watch(&app);
     tokio::spawn(Watcher { app, model: wish.model, after, seen, sender, hang_up, _seat: seat }.serve());
     let body = Body::from_stream(ReceiverStream::new(receiver).map(Ok::<Bytes, Infallible>));
-    Ok(([(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-store")], body).into_response())
+    Ok(([(CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
 
 /// The newest event that a client has seen before; 0 where it begins.

@@ -142,7 +142,9 @@ impl From<StreamError> for Problem {
             StreamError::KeyReused => Problem::unprocessable("idempotency_key_reused", detail),
             StreamError::KeyInFlight => Problem::conflict("idempotency_key_in_flight", detail),
             StreamError::Full { .. } => Problem::insufficient_storage(detail),
-            StreamError::Storage(_) | StreamError::Corrupt { .. } => Problem::unavailable("storage", detail),
+            StreamError::Storage(_) => Problem::storage(detail),
+            // What is in the log stays as it is, however often it is read.
+            StreamError::Corrupt { .. } => Problem::unavailable("storage", detail),
         }
     }
 }
@@ -177,7 +179,7 @@ impl From<RegistryError> for Problem {
             RegistryError::Spec(SpecError::BelowMinimum(below)) => below.into(),
             RegistryError::Spec(SpecError::Fold(_)) | RegistryError::Model(_) => Problem::unavailable("model", detail),
             RegistryError::Spec(_) => Problem::unprocessable("invalid_model", detail),
-            RegistryError::Storage(_) => Problem::unavailable("storage", detail),
+            RegistryError::Storage(_) => Problem::storage(detail),
         }
     }
 }
@@ -204,7 +206,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Failed(_) => Problem::conflict("model_failed", error.to_string()),
             ChangeError::Gone(name) => Problem::not_found("model", &name),
             ChangeError::Busy(_) => Problem { retry_after: Some(1), ..Problem::unavailable("model_busy", error.to_string()) },
-            ChangeError::Storage(_) => Problem::unavailable("storage", error.to_string()),
+            ChangeError::Storage(_) => Problem::storage(error.to_string()),
         }
     }
 }

@@ -118,9 +118,14 @@ impl Problem {
         Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "deadline", detail) }
     }
 
-    /// 503: a part that the answer needs is not there now, such as a model that has failed.
+    /// 503: a part that the answer needs is not there now, such as a model that has failed. No waiting mends it.
     pub fn unavailable(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+    }
+
+    /// 503: the disk has failed. The process ends by it, and is there again when something has started it.
+    pub fn storage(detail: impl Into<String>) -> Self {
+        Self { retry_after: Some(1), ..Self::unavailable("storage", detail) }
     }
 
     /// 507: the disk that streams may take is full.
@@ -224,6 +229,10 @@ mod tests {
         let (response, body) = answer(Problem::too_many_requests("backpressure", "model `m` is behind", 7)).await;
         assert_eq!((response.status().as_u16(), &response.headers()[RETRY_AFTER]), (429, &HeaderValue::from_static("7")));
         assert!(body.get("errors").is_none());
+        let (response, _) = answer(Problem::storage("No space left on device")).await;
+        assert_eq!((response.status().as_u16(), &response.headers()[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+        let (response, _) = answer(Problem::unavailable("model", "a gradient is not finite")).await;
+        assert!(!response.headers().contains_key(RETRY_AFTER));
         let (response, _) = answer(Problem::unsupported_media_type(UNSUPPORTED_ENCODING, "br")).await;
         assert_eq!(response.headers()[ACCEPT_ENCODING], "gzip, zstd, identity");
     }

@@ -47,7 +47,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
 }
 
 /// Documents are small, whatever rows may be.
-pub(super) fn documents(limits: BodyLimits) -> BodyLimits {
+fn documents(limits: BodyLimits) -> BodyLimits {
     let most = |bytes: usize| bytes.min(DOCUMENT_BYTES_MAX);
     BodyLimits { encoded_bytes_max: most(limits.encoded_bytes_max), decoded_bytes_max: most(limits.decoded_bytes_max) }
 }

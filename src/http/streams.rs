@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
@@ -379,6 +379,5 @@ async fn wait_applied(model: &Live, acknowledged: Acknowledged, longest: Duratio
             (StatusCode::ACCEPTED, applied)
         }
     };
-    let headers = [(header::CACHE_CONTROL, "no-store")];
-    (status, headers, Json(Acknowledged { applied: Some(applied), ..acknowledged })).into_response()
+    (status, Json(Acknowledged { applied: Some(applied), ..acknowledged })).into_response()
 }

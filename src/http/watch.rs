@@ -1,11 +1,11 @@
 //! What every request passes: it is counted and timed under its route, ends by its deadline, and is refused while the process
-//! drains.
+//! drains. No answer of a moment is kept by what is on its way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::field::Empty;
@@ -28,7 +28,7 @@ pub(super) async fn watch(State(app): State<Arc<App>>, request: Request, next: N
     let route = request.extensions().get::<MatchedPath>().map_or(UNMATCHED, |path| path.as_str()).to_owned();
     let health = route.starts_with("/v2/health");
     let span = span_of(&request, &route);
-    let response = if app.shutdown.is_draining() && !health {
+    let mut response = if app.shutdown.is_draining() && !health {
         Problem::draining().into_response()
     } else {
         let deadline = Duration::from_secs(app.request_seconds);
@@ -36,6 +36,8 @@ pub(super) async fn watch(State(app): State<Arc<App>>, request: Request, next: N
         let response = answered.unwrap_or_else(|_| Problem::deadline(app.request_seconds).into_response());
         as_problem(response).await
     };
+    // What is answered is of this moment; files say themselves how long they are good.
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
     app.metrics.http_answered(&route, method.as_str(), status, seconds);
     span.record("status", status);

@@ -61,7 +61,7 @@ pub enum StreamError {
     Full {
         /// What it holds.
         stored_bytes: u64,
-        /// What it may hold.
+        /// `log.bytes_max`, beyond which labels have a little room of their own.
         bytes_max: u64,
     },
     /// The log failed.
@@ -383,10 +383,10 @@ impl Streams {
     ) -> Result<Pending, StreamError> {
         // Rows that wait for their labels keep the log full: labels have a little room of their own.
         let is_labels = matches!(records.first(), Some(Record::Labels(_)));
-        let bytes_max = if is_labels { self.bytes_max + self.bytes_max / 8 } else { self.bytes_max };
+        let own_bytes = if is_labels { self.bytes_max / 8 } else { 0 };
         let stored_bytes = self.stored_bytes();
-        if stored_bytes >= bytes_max {
-            return Err(StreamError::Full { stored_bytes, bytes_max });
+        if stored_bytes >= self.bytes_max + own_bytes {
+            return Err(StreamError::Full { stored_bytes, bytes_max: self.bytes_max });
         }
         let records = records.into_iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let record_count = records.len() as u64;

@@ -90,12 +90,19 @@ impl Contract {
         parameters.map(|parameter| ((word(&parameter["in"]), word(&parameter["name"])), parameter.clone())).collect()
     }
 
+    /// What the body of a request may be, by media type.
+    pub fn content<'a>(&'a self, operation: &'a Operation) -> &'a Value {
+        &self.resolve(&operation.said["requestBody"])["content"]
+    }
+
     /// The bodies that the document shows for an operation.
     pub fn bodies(&self, operation: &Operation) -> Vec<Body> {
         let mut bodies = Vec::new();
-        for (media_type, content) in members(&operation.said["requestBody"]["content"]) {
+        for (media_type, content) in members(self.content(operation)) {
             for (name, example) in members(&content["examples"]) {
-                let bytes = match &self.resolve(example)["value"] {
+                let example = self.resolve(example);
+                let bytes = match &example["value"] {
+                    Value::String(text) if example["x-base64"] == true => base64(text),
                     Value::String(text) if media_type != "application/json" => text.clone().into_bytes(),
                     value => value.to_string().into_bytes(),
                 };
@@ -103,6 +110,19 @@ impl Contract {
             }
         }
         bodies
+    }
+
+    /// The values that the document shows for a parameter.
+    pub fn shown(parameter: &Value) -> Vec<&str> {
+        let one = parameter.get("example").into_iter();
+        let values = one.chain(members(&parameter["examples"]).map(|(_, example)| &example["value"]));
+        values.map(|value| value.as_str().unwrap()).collect()
+    }
+
+    /// Whether an operation may refuse with this code.
+    pub fn tells(&self, operation: &Operation, code: &str) -> bool {
+        members(&operation.said["responses"])
+            .any(|(status, _)| self.problems(operation, status).keys().any(|name| is_code(name, code)))
     }
 
     /// The examples of problems that an operation answers with a status, by their names.
@@ -133,19 +153,21 @@ impl Contract {
         let place = format!("{} {} {}: {:.2000}", operation.method, operation.path, answer.status, answer.body);
         let response = operation.said["responses"].get(answer.status.to_string());
         let response = self.resolve(response.unwrap_or_else(|| panic!("a status that is not told: {place}")));
-        let told = members(&response["headers"]).map(|(name, _)| name.to_lowercase()).collect::<BTreeSet<_>>();
-        for header in ["retry-after", "accept-encoding", "idempotent-replayed", "cache-control", "location"] {
-            assert!(!answer.headers.contains_key(header) || told.contains(header), "{header} is not told: {place}");
-        }
+        self.hold_headers(&response["headers"], answer, &place);
         let Some(content) = response.get("content") else {
             assert_eq!(answer.body, "", "{place}");
             return None;
         };
-        let media_type = answer.headers["content-type"].to_str().unwrap().split(';').next().unwrap();
-        let content = content.get(media_type).or(content.get("*/*"));
-        let content = content.unwrap_or_else(|| panic!("{media_type} is not told: {place}"));
+        let media_type = media_type(answer).unwrap();
+        let content = content.get(media_type).unwrap_or_else(|| panic!("{media_type} is not told: {place}"));
         if let Some(faults) = self.faults(&content["schema"], &answer.body) {
             panic!("{faults}\n{place}");
+        }
+        self.hold_events(&content["x-events"], &answer.body);
+        if let Some(schema) = content.get("x-head") {
+            let length: usize = answer.headers["inference-header-content-length"].to_str().unwrap().parse().unwrap();
+            let head = serde_json::from_str(&answer.body.as_str().unwrap()[..length]).unwrap();
+            assert_eq!(self.faults(schema, &head), None, "{place}");
         }
         if media_type != "application/problem+json" {
             return None;
@@ -157,6 +179,59 @@ impl Contract {
         assert!(shown.iter().any(alike), "no example is like it: {place}");
         Some(code.to_owned())
     }
+
+    /// Holds the headers of an answer to those that the document tells of: none beside them, and all that are always there.
+    #[track_caller]
+    fn hold_headers(&self, told: &Value, answer: &Answer, place: &str) {
+        let told: BTreeMap<String, &Value> =
+            members(told).map(|(name, header)| (name.to_lowercase(), self.resolve(header))).collect();
+        // What is said once for all answers.
+        let of_the_moment = !told.contains_key("cache-control");
+        assert!(!of_the_moment || answer.headers["cache-control"] == "no-store", "it may be kept: {place}");
+        for (name, _) in &answer.headers {
+            let said_once =
+                matches!(name.as_str(), "content-type" | "content-length") || name == "cache-control" && of_the_moment;
+            assert!(said_once || told.contains_key(name.as_str()), "{name} is not told: {place}");
+        }
+        for (name, header) in told {
+            let Some(value) = answer.headers.get(&name) else {
+                assert_ne!(header["required"], true, "{name} is not there: {place}");
+                continue;
+            };
+            let text = value.to_str().unwrap();
+            let value = text.parse::<u64>().map_or_else(|_| json!(text), |number| json!(number));
+            assert_eq!(self.faults(&header["schema"], &value), None, "{name}: {place}");
+        }
+    }
+
+    /// Holds the data of server-sent events to the schema of each.
+    #[track_caller]
+    pub fn hold_events(&self, schemas: &Value, body: &Value) {
+        let blocks = body.as_str().filter(|_| schemas.is_object()).into_iter().flat_map(|text| text.split("\n\n"));
+        for block in blocks {
+            let line = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+            let Some(event) = line("event: ") else { continue };
+            let data = serde_json::from_str(line("data: ").unwrap()).unwrap();
+            let schema = schemas.get(event).unwrap_or_else(|| panic!("the event {event} is not told"));
+            assert_eq!(self.faults(schema, &data), None, "{event}: {data}");
+        }
+    }
+}
+
+/// The media type of an answer, without its parameters.
+pub fn media_type(answer: &Answer) -> Option<&str> {
+    answer.headers.get("content-type")?.to_str().unwrap().split(';').next()
+}
+
+/// The bytes of an example that is written in base64.
+fn base64(text: &str) -> Vec<u8> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |group: &[u8]| {
+        let value = |digit: &u8| DIGITS.iter().position(|known| known == digit).expect("a digit of base64") as u32;
+        let bits = (0..4).fold(0, |bits, place| bits << 6 | group.get(place).map_or(0, value));
+        bits.to_be_bytes()[1..=group.len() * 6 / 8].to_vec()
+    };
+    text.trim_end_matches('=').as_bytes().chunks(4).flat_map(group).collect()
 }
 
 /// Whether an example of this name shows this code.

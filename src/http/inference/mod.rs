@@ -34,27 +34,14 @@ pub(super) async fn server() -> Json<Value> {
     }))
 }
 
-/// The body of the repository extension's index; none is the same as an empty one.
-#[derive(Debug, Default, serde::Deserialize)]
-pub(super) struct Index {
-    /// Only those that are ready.
-    #[serde(default)]
-    ready: bool,
-}
-
 /// What each model is, in the shape of the repository extension.
-pub(super) async fn index(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Problem> {
-    let bytes = body::read(&headers, body, super::request::documents(app.body_limits)).await?;
-    let Index { ready } = if bytes.is_empty() { Index::default() } else { super::request::read_json(&bytes)? };
+pub(super) async fn index(State(app): State<Arc<App>>) -> Json<Value> {
     let entry = |live: &Arc<Live>| {
         let (version, failure) = (live.published().version, live.status_lent().failure.clone());
-        if ready && failure.is_some() {
-            return None;
-        }
         let state = if failure.is_some() { "UNAVAILABLE" } else { "READY" };
-        Some(json!({ "name": live.name, "version": version, "state": state, "reason": failure.unwrap_or_default() }))
+        json!({ "name": live.name, "version": version, "state": state, "reason": failure.unwrap_or_default() })
     };
-    Ok(Json(app.models.list().iter().filter_map(entry).collect()))
+    Json(app.models.list().iter().map(entry).collect())
 }
 
 /// What a model takes and gives; 404 for a version that is not the one that is served.
