@@ -160,8 +160,15 @@ async fn discard(mut body: Body, limits: BodyLimits) {
 /// # Errors
 /// 413 beyond a cap, 415 for an unknown coding, 400 if the client stops early, 422 if what it sent does not decompress.
 pub async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Bytes, Problem> {
-    let encoding = Encoding::of(headers)?;
-    let encoded = receive(headers, body, limits.encoded_bytes_max).await?;
+    let admitted = Encoding::of(headers).and_then(|encoding| {
+        let length = announced(headers);
+        if length.is_some_and(|length| length > limits.encoded_bytes_max as u64) {
+            return Err(too_large(limits.encoded_bytes_max));
+        }
+        Ok((encoding, length))
+    });
+    let ((encoding, length), body) = unless_refused(admitted, body, limits).await?;
+    let encoded = receive(length, body, limits).await?;
     let decode = move || decompress(encoding, encoded, limits.decoded_bytes_max);
     if encoding == Encoding::Identity {
         return Ok(decode()?);
@@ -267,17 +274,19 @@ fn unsupported(detail: String) -> Problem {
     Problem::unsupported_media_type(UNSUPPORTED_ENCODING, detail)
 }
 
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
+fn too_large(bytes_max: usize) -> Problem {
+    let detail = format!("the body is larger than {bytes_max} bytes");
+    Problem::payload_too_large("body_too_large", detail, bytes_max as u64)
+}
+
 /// Collects what is sent, under the cap; a single chunk is handed on without a copy.
-async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let too_large = || {
-        let detail = format!("the body is larger than {bytes_max} bytes");
-        Err(Problem::payload_too_large("body_too_large", detail, bytes_max as u64))
-    };
+async fn receive(announced: Option<u64>, mut body: Body, limits: BodyLimits) -> Result<Bytes, Problem> {
+    let bytes_max = limits.encoded_bytes_max;
     let incomplete = |held: usize| Problem::bad_request("incomplete_body", format!("the body ended early, after {held} bytes"));
-    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > bytes_max as u64) {
-        return too_large();
-    }
     let mut first = Bytes::new();
     let mut held = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -285,7 +294,8 @@ async fn receive(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Resul
         // What is not data is trailers, which mean nothing here.
         let Ok(data) = frame.map_err(|_| incomplete(total))?.into_data() else { continue };
         if data.len() > bytes_max - total {
-            return too_large();
+            discard(body, limits).await;
+            return Err(too_large(bytes_max));
         }
         if total == 0 {
             first = data;
