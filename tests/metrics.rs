@@ -57,7 +57,7 @@ async fn rows_balance_at_any_scrape() {
 }
 
 /// Where the view of a model has a figure, and the series that has it too. What the view has as null is absent there.
-const BOTH: [(&str, &str); 31] = [
+const BOTH: [(&str, &str); 32] = [
     ("/rows/accepted", "mustela_model_accepted_rows_total"),
     ("/rows/learned", "mustela_model_rows_total outcome=learned"),
     ("/rows/learned_in_part", "mustela_model_rows_total outcome=learned_in_part"),
@@ -70,6 +70,7 @@ const BOTH: [(&str, &str); 31] = [
     ("/labels", "mustela_model_labels_total"),
     ("/lag_rows", "mustela_model_lag_rows"),
     ("/steps", "mustela_model_steps_total"),
+    ("/steps_in_flight", "mustela_model_in_flight_steps"),
     ("/online/accuracy", "mustela_model_online_accuracy_ratio window=whole"),
     ("/online/loss", "mustela_model_online_loss window=whole"),
     ("/sliding/accuracy", "mustela_model_online_accuracy_ratio window=sliding"),
@@ -93,7 +94,7 @@ const BOTH: [(&str, &str); 31] = [
 
 /// Numbers of the view that are in no series, and series that have nothing in the view, as both begin: how long something took or
 /// is ago, which is never the same twice, what can be told from others, and what is of the whole process.
-const OF_ONE: [&str; 20] = [
+const OF_ONE: [&str; 19] = [
     "/failure",
     "/refusing",
     "/created",
@@ -112,7 +113,6 @@ const OF_ONE: [&str; 20] = [
     "mustela_model_snapshot_age_seconds",
     "mustela_model_checkpoint_failures_total",
     "mustela_model_decisions_total",
-    "mustela_model_in_flight_steps",
     "mustela_p",
 ];
 
