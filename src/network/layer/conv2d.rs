@@ -120,8 +120,12 @@ impl Layer for Conv2d {
         let patches = bytes(&[patch, columns]);
         let padded = bytes(&[self.geometry.padded_image()]);
         // Backward's products: the weight gradient over the tile's positions, and the patches' gradient over the outputs.
-        let of_weights = gemm::packing_bytes(outputs, patch, columns, false, false);
-        let packing = of_weights.max(gemm::packing_bytes(patch, columns, outputs, true, false));
+        // What is packed depends on a product's shape, and less is packed of a larger one on some processors: the last tile counts too.
+        let tiles = [columns, self.geometry.output_height % self.geometry.tile_rows() * output_width];
+        let most = |packing: &dyn Fn(usize) -> u64| tiles.into_iter().filter(|&tile| tile > 0).map(packing).max().unwrap_or(0);
+        let of_weights = most(&|columns| gemm::packing_bytes(outputs, patch, columns, false, false));
+        let packing = of_weights.max(most(&|columns| gemm::packing_bytes(patch, columns, outputs, true, false)));
+        let of_output = most(&|columns| gemm::packing_bytes(outputs, columns, patch, false, false));
         let flops = times(&[2, rows, outputs, self.geometry.plane(), patch]);
         // The weight gradient comes out with its channels last, and is turned into what is returned when all else is freed.
         let workspace_backward =
@@ -131,9 +135,7 @@ impl Layer for Conv2d {
             weights,
             output: bytes(&with_rows(rows, &self.output_shape)),
             keeps_input: true,
-            workspace_forward: patches
-                .saturating_add(padded)
-                .saturating_add(gemm::packing_bytes(outputs, columns, patch, false, false)),
+            workspace_forward: patches.saturating_add(padded).saturating_add(of_output),
             workspace_backward,
             workspace_backward_alone,
             input_gradient: bytes(&with_rows(rows, &self.input_shape)),
