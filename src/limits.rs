@@ -72,8 +72,8 @@ pub const STREAMS_MAX: usize = 4096;
 pub const MODELS_MAX: usize = 4096;
 /// The weight of a model's share of the memory is from 1 / so much to so much: beyond, numbers would lose the smaller ones.
 pub const SHARE_WEIGHT_MAX: f64 = 1e6;
-/// Events that are remembered, for whoever begins to watch: half of them may be such as come with every step.
-pub const EVENTS_KEPT: usize = 256;
+/// Events that are remembered, for whoever begins to watch: of those that may come with every step, and of all others.
+pub const EVENTS_KEPT: usize = 128;
 /// Whoever watches at once, by `GET /v1/events`.
 pub const WATCHERS_MAX: usize = 64;
 /// Models, and streams, that one look at all of them shows, every second. Any one is seen by its name.

@@ -105,7 +105,7 @@ impl Events {
             if before.is_some_and(|before| unix_ms.abs_diff(before.unix_ms) < PAUSE_MS) {
                 return;
             }
-            if events.len() == EVENTS_KEPT / 2 {
+            if events.len() == EVENTS_KEPT {
                 events.pop_front();
             }
             events.push_back(Arc::new(Event { id, unix_ms, model: model.to_owned(), kind, version, text }));
@@ -187,19 +187,18 @@ mod tests {
     fn the_newest_are_kept_and_found_by_id() {
         let events = Events::default();
         let mut news = events.subscribe();
-        const KEPT: usize = EVENTS_KEPT / 2;
-        for _ in 0..KEPT + 3 {
+        for _ in 0..EVENTS_KEPT + 3 {
             note(&events, "m", Kind::Budget);
         }
         assert!(news.has_changed().unwrap());
         news.mark_unchanged();
         let all = events.after(0);
-        assert_eq!(all.len(), KEPT);
+        assert_eq!(all.len(), EVENTS_KEPT);
         assert!(all.windows(2).all(|pair| pair[0].id + 1 == pair[1].id));
-        let last = all[KEPT - 1].id;
+        let last = all[EVENTS_KEPT - 1].id;
         assert_eq!(events.after(last - 2).iter().map(|event| event.id).collect::<Vec<_>>(), [last - 1, last]);
         assert!(events.after(last).is_empty());
-        assert_eq!(events.after(last + 1).len(), KEPT, "an id of a clock that was ahead");
+        assert_eq!(events.after(last + 1).len(), EVENTS_KEPT, "an id of a clock that was ahead");
         assert!(!news.has_changed().unwrap());
     }
 
