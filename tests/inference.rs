@@ -231,6 +231,18 @@ async fn bad_tensors_are_refused_by_name() {
     let versioned = "/v2/models/m/versions/0.7/infer";
     client.post_json(versioned, &json!({ "inputs": [x, y] })).await.expect_problem(404, "version_not_served");
 
+    client.post_json(INFER, &json!({ "inputs": [x, y] })).await.expect(200);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_or_says_a_wrong_length_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = running(&folder).await;
+    let client = &running.client;
+    let (x, y) = (fp32("x", json!([1.0])), fp32("y", json!([2.0])));
+    let of =
+        |shape: Value, datatype: &str, data: Value| json!({ "name": "y", "shape": shape, "datatype": datatype, "data": data });
     let good = json!({ "inputs": [x, y] }).to_string();
     for (length, code, status) in [("-1", "invalid_header", 400), ("9999", "invalid_header", 400), ("4", "invalid_json", 400)] {
         let headers = [("inference-header-content-length", length)];
