@@ -23,6 +23,11 @@ fn fp32(name: &str, data: Value) -> Value {
     json!({ "name": name, "datatype": "FP32", "shape": [rows], "data": data })
 }
 
+/// The input `y`, well made or not.
+fn of(shape: Value, datatype: &str, data: Value) -> Value {
+    json!({ "name": "y", "shape": shape, "datatype": datatype, "data": data })
+}
+
 /// The bytes of a request with a binary tail, and the length of its head.
 fn binary(head: &Value, tail: &[u8]) -> (Vec<u8>, String) {
     let head = head.to_string();
@@ -183,8 +188,6 @@ async fn bad_tensors_are_refused_by_name() {
     let running = running(&folder).await;
     let client = &running.client;
     let (x, y) = (fp32("x", json!([1.0])), fp32("y", json!([2.0])));
-    let of =
-        |shape: Value, datatype: &str, data: Value| json!({ "name": "y", "shape": shape, "datatype": datatype, "data": data });
     for (bad, told) in [
         (fp32("z", json!([1.0])), "no such input"),
         (of(json!([2]), "FP32", json!([1.0])), "1 elements, and the shape [2] has 2"),
@@ -241,8 +244,6 @@ async fn what_is_too_much_or_says_a_wrong_length_is_refused() {
     let running = running(&folder).await;
     let client = &running.client;
     let (x, y) = (fp32("x", json!([1.0])), fp32("y", json!([2.0])));
-    let of =
-        |shape: Value, datatype: &str, data: Value| json!({ "name": "y", "shape": shape, "datatype": datatype, "data": data });
     let good = json!({ "inputs": [x, y] }).to_string();
     for (length, code, status) in [("-1", "invalid_header", 400), ("9999", "invalid_header", 400), ("4", "invalid_json", 400)] {
         let headers = [("inference-header-content-length", length)];
