@@ -15,6 +15,7 @@ pub mod shutdown;
 pub mod trace;
 
 // Floor 1: what is learned, and the seam that everything hangs on.
+pub mod encoder;
 pub mod fold;
 pub mod network;
 pub mod rows;

@@ -56,6 +56,10 @@ pub const DRAWN_WINDOW_ROWS_MAX: u64 = 65_536;
 pub const LABEL_WINDOW_ROWS_MAX: u64 = 1 << 20;
 /// Labels listed in an answer because no row waits for them; the rest are only counted.
 pub const UNMATCHED_LISTED_MAX: usize = 64;
+/// Pixels on a side of a picture that comes encoded.
+pub const PICTURE_SIDE_MAX: u32 = 8192;
+/// Bytes that decoding a picture may take, pixels included.
+pub const PICTURE_BYTES_MAX: u64 = 256 << 20;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network, those inside residual blocks and the blocks themselves included.

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{GroupNorm as TheirGroupNorm, Module};
 use mustela::network::layer::{
-    Conv2d, DepthwiseConv2d, Embedding, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual,
+    Conv2d, DepthwiseConv2d, Embedding, Flatten, GlobalAvgPool2d, GroupNorm, Linear, MaxPool2d, Relu, Residual, ZeroPad2d,
 };
 use mustela::network::{Architecture, Column, Layer, Loss, Network, Targets, loss, random};
 
@@ -314,6 +314,42 @@ fn conv2d_in_several_tiles() {
 fn max_pool2d() {
     for (shape, size) in [([1, 2, 2], 2), ([2, 7, 7], 2), ([2, 6, 5], 2), ([1, 9, 11], 3), ([1, 5, 4], 1), ([1, 17, 16], 16)] {
         check(&MaxPool2d::new(shape, size).unwrap(), &shape, 2);
+    }
+}
+
+#[test]
+fn max_pool2d_of_windows_that_overlap() {
+    for (shape, size, stride) in [([2, 7, 7], 3, 2), ([1, 8, 9], 3, 2), ([2, 6, 5], 3, 1), ([1, 17, 16], 16, 1)] {
+        check(&MaxPool2d::overlapping(shape, size, stride).unwrap(), &shape, 2);
+    }
+    let windows = MaxPool2d::overlapping([1, 3, 5], 3, 2).unwrap();
+    let x: Vec<f64> = [1, 2, 9, 4, 5, 6, 7, 8, 3, 2, 0, 1, 4, 6, 5].map(f64::from).into();
+    let (output, gradient, _) = run(&windows, &[], &tensor(x, &[1, 1, 3, 5]), &[1.0, 10.0]);
+    assert_eq!(values(&output), [9.0, 9.0]);
+    assert_eq!(values(&gradient)[2], 11.0);
+    assert!(MaxPool2d::overlapping([1, 4, 4], 2, 3).is_none() && MaxPool2d::overlapping([1, 4, 4], 2, 0).is_none());
+}
+
+#[test]
+fn zero_pad2d() {
+    for (before, after) in [(0, 1), (1, 2), (0, 0), (3, 0)] {
+        check(&ZeroPad2d::new([2, 3, 4], before, after).unwrap(), &[2, 3, 4], 2);
+    }
+    let padded = ZeroPad2d::new([1, 1, 2], 0, 1).unwrap();
+    let output = padded.predict(&[], vec![tensor(vec![1.0, 2.0], &[1, 1, 1, 2])]).unwrap();
+    assert_eq!(values(&output[0]), [1.0, 2.0, 0.0, 0.0, 0.0, 0.0]);
+    assert!(ZeroPad2d::new([1, 0, 2], 1, 1).is_none() && ZeroPad2d::new([1, 2, 2], usize::MAX, 1).is_none());
+}
+
+#[test]
+fn relu_with_a_ceiling() {
+    for in_place in [true, false] {
+        let layer = Relu::new(&[5], in_place).with_ceiling(0.5);
+        check(&layer, &[5], 3);
+        let (output, gradient, _) = run(&layer, &[], &tensor(vec![-1.0, 0.25, 0.5, 0.75, f64::NAN], &[1, 5]), &[1.0; 5]);
+        assert_eq!(values(&output)[..4], [0.0, 0.25, 0.5, 0.5]);
+        assert!(values(&output)[4].is_nan());
+        assert_eq!(values(&gradient)[..4], [0.0, 1.0, 0.0, 0.0]);
     }
 }
 

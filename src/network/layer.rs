@@ -14,6 +14,7 @@ mod max_pool2d;
 mod relu;
 mod residual;
 mod standardise;
+mod zero_pad2d;
 
 use std::fmt::Debug;
 
@@ -30,6 +31,7 @@ pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
 pub use residual::Residual;
 pub use standardise::{Standardise, StandardiseColumns};
+pub use zero_pad2d::ZeroPad2d;
 
 use super::kernel::{elementwise, gemm, vector};
 use super::tensor::{by_type, is_finite, read, tensor};

@@ -35,6 +35,31 @@ pub(crate) fn relu_backward<T: Element>(gradient: &mut [T], output: &[T]) {
     );
 }
 
+/// `x := min(max(x, 0), ceiling)`; NaN stays.
+pub(crate) fn clip<T: Element>(values: &mut [T], ceiling: T) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for value in values {
+                let positive = if *value < T::zero() { T::zero() } else { *value };
+                *value = if positive > ceiling { ceiling } else { positive };
+            }
+        },
+    );
+}
+
+/// The gradient through [`clip`], from its output: zero where the output is at either end.
+pub(crate) fn clip_backward<T: Element>(gradient: &mut [T], output: &[T], ceiling: T) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (value, &output) in gradient.iter_mut().zip(output) {
+                *value = if output > T::zero() && output < ceiling { *value } else { T::zero() };
+            }
+        },
+    );
+}
+
 /// `target += source`.
 pub(crate) fn add<T: Element>(target: &mut [T], source: &[T]) {
     dispatch(

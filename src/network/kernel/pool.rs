@@ -1,4 +1,4 @@
-//! Pooling: the largest of windows that do not overlap, and the mean of a whole plane.
+//! Pooling: the largest of each window, and the mean of a whole plane.
 
 use super::{dispatch, elementwise};
 use crate::network::element::Element;
@@ -13,19 +13,21 @@ pub(crate) struct Geometry {
     pub(crate) height: usize,
     /// Input width.
     pub(crate) width: usize,
-    /// Side of the square window, and its stride.
+    /// Side of the square window.
     pub(crate) window: usize,
+    /// Distance between two windows; at most the window's side, so that they leave nothing out between them.
+    pub(crate) stride: usize,
 }
 
 impl Geometry {
     /// Output rows of a plane.
     pub(crate) fn output_height(&self) -> usize {
-        self.height / self.window
+        (self.height - self.window) / self.stride + 1
     }
 
     /// Output columns of a plane.
     pub(crate) fn output_width(&self) -> usize {
-        self.width / self.window
+        (self.width - self.window) / self.stride + 1
     }
 
     /// Elements of one plane of outputs.
@@ -46,10 +48,11 @@ pub(crate) fn forward<T: Element>(geometry: &Geometry, x: &[T], want_places: boo
         let places = &mut places[start..start + geometry.output_plane()];
         dispatch(
             #[inline(always)]
-            || match geometry.window {
+            || match (geometry.window, geometry.stride) {
                 // A constant window lets the compiler turn the strided loads into shuffles.
-                2 => pool_plane(Geometry { window: 2, ..*geometry }, x, y, places),
-                _ => pool_plane(*geometry, x, y, places),
+                (2, 2) => pool_plane(Geometry { window: 2, stride: 2, ..*geometry }, x, y, places),
+                (window, stride) if window == stride => pool_plane(*geometry, x, y, places),
+                _ => pool_overlapping(*geometry, x, y, places),
             },
         );
     }
@@ -63,6 +66,24 @@ fn pool_plane<T: Element>(geometry: Geometry, x: &[T], y: &mut [T], places: &mut
         8.. => pool_lines::<T, 8>(geometry, x, y, places),
         4.. => pool_lines::<T, 4>(geometry, x, y, places),
         _ => pool_lines::<T, 1>(geometry, x, y, places),
+    }
+}
+
+/// Pools windows that share elements, one after the other.
+#[inline(always)]
+fn pool_overlapping<T: Element>(geometry: Geometry, x: &[T], y: &mut [T], places: &mut [u8]) {
+    let Geometry { width, window, stride, .. } = geometry;
+    let columns = geometry.output_width();
+    for (number, (y, place)) in y.iter_mut().zip(places).enumerate() {
+        let corner = number / columns * stride * width + number % columns * stride;
+        (*y, *place) = (x[corner], 0);
+        for (offset, at) in (0..window * window).map(|offset| (offset, corner + offset / window * width + offset % window)) {
+            #[allow(clippy::eq_op, reason = "tells NaN from numbers")]
+            let better = x[at] > *y || x[at] != x[at];
+            if better {
+                (*y, *place) = (x[at], offset as u8);
+            }
+        }
     }
 }
 
@@ -114,9 +135,10 @@ pub(crate) fn backward<T: Element>(geometry: &Geometry, gradient: &[T], places: 
     for (x, (gradient, places)) in x.chunks_exact_mut(geometry.height * geometry.width).zip(outputs) {
         dispatch(
             #[inline(always)]
-            || match geometry.window {
-                2 => spread_plane(Geometry { window: 2, ..*geometry }, x, gradient, places),
-                _ => spread_plane(*geometry, x, gradient, places),
+            || match (geometry.window, geometry.stride) {
+                (2, 2) => spread_plane(Geometry { window: 2, stride: 2, ..*geometry }, x, gradient, places),
+                (window, stride) if window == stride => spread_plane(*geometry, x, gradient, places),
+                _ => spread_overlapping(*geometry, x, gradient, places),
             },
         );
     }
@@ -136,6 +158,17 @@ fn spread_plane<T: Element>(geometry: Geometry, x: &mut [T], gradient: &[T], pla
                 }
             }
         }
+    }
+}
+
+/// An element that was the largest of several windows gets the sum of their gradients.
+#[inline(always)]
+fn spread_overlapping<T: Element>(geometry: Geometry, x: &mut [T], gradient: &[T], places: &[u8]) {
+    let Geometry { width, window, stride, .. } = geometry;
+    let columns = geometry.output_width();
+    for (number, (&gradient, &place)) in gradient.iter().zip(places).enumerate() {
+        let (line, column) = (place as usize / window, place as usize % window);
+        x[(number / columns * stride + line) * width + number % columns * stride + column] += gradient;
     }
 }
 
@@ -172,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_largest_of_each_window_and_where_it_was() {
-        let geometry = Geometry { height: 3, width: 5, window: 2 };
+        let geometry = Geometry { height: 3, width: 5, window: 2, stride: 2 };
         let x = [1f32, 2., 5., 5., 9., 3., 4., f32::NAN, 7., 9., 9., 9., 9., 9., 9.];
         let (y, places) = forward(&geometry, &x, true);
         assert_eq!(y[0], 4.0);
@@ -185,7 +218,7 @@ mod tests {
 
     #[test]
     fn equal_elements_give_the_gradient_to_the_first() {
-        let geometry = Geometry { height: 3, width: 3, window: 3 };
+        let geometry = Geometry { height: 3, width: 3, window: 3, stride: 3 };
         let (y, places) = forward(&geometry, &[7f64; 9], true);
         assert_eq!((y, places), (vec![7.0], vec![0]));
     }

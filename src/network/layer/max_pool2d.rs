@@ -6,8 +6,8 @@ use super::{Cost, Gradient, Layer, Stash, bytes, only, rows, times, with_rows};
 use crate::network::kernel::pool::{self, Geometry, WINDOW_MAX};
 use crate::network::tensor::{by_type, read, tensor};
 
-/// `[rows, channels, height, width]` to the largest element of each window of `size × size`, side by side; rows and columns that fill
-/// no window are left out. It keeps one byte an output: where in its window the largest was.
+/// `[rows, channels, height, width]` to the largest element of each window of `size × size`, side by side unless a smaller stride makes
+/// them overlap; rows and columns that fill no window are left out. It keeps one byte an output: where in its window the largest was.
 #[derive(Clone, Debug)]
 pub struct MaxPool2d {
     geometry: Geometry,
@@ -18,11 +18,16 @@ pub struct MaxPool2d {
 impl MaxPool2d {
     /// On rows of `input_shape` `[channels, height, width]`; none if no window fits or its side is over 16.
     pub fn new(input_shape: [usize; 3], size: usize) -> Option<Self> {
+        Self::overlapping(input_shape, size, size)
+    }
+
+    /// The same with windows `stride` apart; none if that is 0, or more than their side.
+    pub fn overlapping(input_shape: [usize; 3], size: usize, stride: usize) -> Option<Self> {
         let [channels, height, width] = input_shape;
-        if channels == 0 || size == 0 || size > WINDOW_MAX || size > height || size > width {
+        if channels == 0 || size > WINDOW_MAX || size > height || size > width || !(1..=size).contains(&stride) {
             return None;
         }
-        let geometry = Geometry { height, width, window: size };
+        let geometry = Geometry { height, width, window: size, stride };
         let output_shape = [channels, geometry.output_height(), geometry.output_width()];
         Some(Self { geometry, input_shape, output_shape })
     }

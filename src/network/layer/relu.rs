@@ -1,4 +1,4 @@
-//! The rectifier: `y = max(x, 0)`.
+//! The rectifier: `y = max(x, 0)`, or `y = min(max(x, 0), 6)`.
 
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
 
@@ -7,23 +7,30 @@ use crate::network::element::Element;
 use crate::network::kernel::elementwise;
 use crate::network::tensor::{by_type, read, source, target, tensor};
 
-/// `max(x, 0)` of every element. Its backward needs its output alone.
+/// `max(x, 0)` of every element, no more than the ceiling where there is one. Its backward needs its output alone.
 #[derive(Clone, Debug)]
 pub struct Relu {
     shape: Vec<usize>,
     in_place: bool,
+    ceiling: Option<f64>,
 }
 
 impl Relu {
     /// For rows of `shape`. `in_place`: the output may overwrite the input, because nobody else needs the input any more.
     pub fn new(shape: &[usize], in_place: bool) -> Self {
-        Self { shape: shape.to_vec(), in_place }
+        Self { shape: shape.to_vec(), in_place, ceiling: None }
+    }
+
+    /// The same with a ceiling: ReLU6 has 6 (Howard et al., 2017).
+    #[must_use]
+    pub fn with_ceiling(self, ceiling: f64) -> Self {
+        Self { ceiling: Some(ceiling), ..self }
     }
 }
 
 impl Layer for Relu {
     fn name(&self) -> &'static str {
-        "relu"
+        if self.ceiling.is_some() { "clipped_relu" } else { "relu" }
     }
 
     fn output_shape(&self) -> &[usize] {
@@ -46,8 +53,12 @@ impl Layer for Relu {
         super::rows(&input, &self.shape)?;
         let output = by_type!(input, T => {
             if self.in_place {
-                input.inplace_op1(&Forward)?;
+                input.inplace_op1(&Forward(self.ceiling))?;
                 Ok(input)
+            } else if let Some(ceiling) = self.ceiling {
+                let mut values = read::<T>(&input)?.to_vec();
+                elementwise::clip(&mut values, T::from_f64(ceiling));
+                tensor(values, input.dims())
             } else {
                 tensor(elementwise::relu_copy(&read::<T>(&input)?), input.dims())
             }
@@ -67,12 +78,13 @@ impl Layer for Relu {
         }
         let (output, gradient) = (only(stash.tensors)?, only(gradients)?);
         super::rows(&gradient, &self.shape)?;
-        gradient.inplace_op2(&output, &Backward)?;
+        gradient.inplace_op2(&output, &Backward(self.ceiling))?;
         Ok((vec![gradient], Vec::new()))
     }
 }
 
-struct Forward;
+/// With the ceiling.
+struct Forward(Option<f64>);
 
 impl InplaceOp1 for Forward {
     fn name(&self) -> &'static str {
@@ -80,18 +92,23 @@ impl InplaceOp1 for Forward {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        fn run<T: Element>(storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-            elementwise::relu::<T>(target(storage, layout)?);
+        fn run<T: Element>(storage: &mut CpuStorage, layout: &Layout, ceiling: Option<f64>) -> Result<()> {
+            let values = target::<T>(storage, layout)?;
+            match ceiling {
+                Some(ceiling) => elementwise::clip(values, T::from_f64(ceiling)),
+                None => elementwise::relu(values),
+            }
             Ok(())
         }
         match storage {
-            CpuStorage::F64(_) => run::<f64>(storage, layout),
-            _ => run::<f32>(storage, layout),
+            CpuStorage::F64(_) => run::<f64>(storage, layout, self.0),
+            _ => run::<f32>(storage, layout, self.0),
         }
     }
 }
 
-struct Backward;
+/// With the ceiling.
+struct Backward(Option<f64>);
 
 impl InplaceOp2 for Backward {
     fn name(&self) -> &'static str {
@@ -99,13 +116,16 @@ impl InplaceOp2 for Backward {
     }
 
     fn cpu_fwd(&self, gradient: &mut CpuStorage, to: &Layout, output: &CpuStorage, from: &Layout) -> Result<()> {
-        fn run<T: Element>(gradient: &mut CpuStorage, to: &Layout, output: &CpuStorage, from: &Layout) -> Result<()> {
-            elementwise::relu_backward::<T>(target(gradient, to)?, source(output, from)?);
-            Ok(())
+        fn run<T: Element>(gradient: &mut [T], output: &[T], ceiling: Option<f64>) {
+            match ceiling {
+                Some(ceiling) => elementwise::clip_backward(gradient, output, T::from_f64(ceiling)),
+                None => elementwise::relu_backward(gradient, output),
+            }
         }
         match gradient {
-            CpuStorage::F64(_) => run::<f64>(gradient, to, output, from),
-            _ => run::<f32>(gradient, to, output, from),
+            CpuStorage::F64(_) => run::<f64>(target(gradient, to)?, source(output, from)?, self.0),
+            _ => run::<f32>(target(gradient, to)?, source(output, from)?, self.0),
         }
+        Ok(())
     }
 }
