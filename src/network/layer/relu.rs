@@ -1,6 +1,6 @@
 //! The rectifier: `y = max(x, 0)`, or `y = min(max(x, 0), 6)`.
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Tensor, WithDType};
 
 use super::{Cost, Gradient, Layer, Stash, bytes, only, times, with_rows};
 use crate::network::element::Element;
