@@ -132,6 +132,8 @@ pub struct Outcome {
     pub last: Sequence,
     /// How many rows it had.
     pub rows: u64,
+    /// How many of them the fold keeps for scoring or calibration, and does not learn.
+    pub held_out: u64,
     /// What became of it.
     pub verdict: Verdict,
     /// How its rows were predicted before they were learned; empty where it was quarantined.
@@ -146,6 +148,8 @@ pub enum Change {
     Plan(serde_json::Value),
     /// A new learning rate.
     LearningRate(f64),
+    /// Another value of something that the fold's kind knows, such as where a detector's threshold comes from.
+    Setting(serde_json::Value),
 }
 
 /// What a plan is to be proposed for.

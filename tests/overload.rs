@@ -202,7 +202,14 @@ impl Fold for Gated {
             return Err(FoldError::Unavailable("as the test asked".into()));
         }
         let (last, rows) = (step.last, step.rows.count as u64);
-        outcomes.push(Outcome { ordinal: self.ordinal, last, rows, verdict: Verdict::Learned, score: Score::default() });
+        outcomes.push(Outcome {
+            ordinal: self.ordinal,
+            last,
+            rows,
+            held_out: 0,
+            verdict: Verdict::Learned,
+            score: Score::default(),
+        });
         self.ordinal += 1;
         Ok(())
     }

@@ -65,7 +65,14 @@ impl Sum {
         let sum = values.iter().fold(self.sum.to_scalar::<f32>()?, |sum, value| sum * 0.999 + value);
         self.sum = Tensor::new(sum, &Device::Cpu)?;
         let (last, rows) = (step.last, step.rows.count as u64);
-        outcomes.push(Outcome { ordinal: self.ordinal, last, rows, verdict: Verdict::Learned, score: Score::default() });
+        outcomes.push(Outcome {
+            ordinal: self.ordinal,
+            last,
+            rows,
+            held_out: 0,
+            verdict: Verdict::Learned,
+            score: Score::default(),
+        });
         self.ordinal += 1;
         Ok(())
     }

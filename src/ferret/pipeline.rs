@@ -438,7 +438,7 @@ impl Pipeline {
                 _ if whole && !declined => (Verdict::Learned, score),
                 _ => (Verdict::LearnedInPart, score),
             };
-            self.outcomes.push(Outcome { ordinal, last, rows, verdict, score });
+            self.outcomes.push(Outcome { ordinal, last, rows, held_out: 0, verdict, score });
         }
     }
 

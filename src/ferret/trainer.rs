@@ -283,6 +283,7 @@ impl Fold for Trainer {
         match change {
             Change::Plan(_) => Ok(()),
             Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
+            Change::Setting(_) => Err("a network has a plan and a learning rate, and nothing else to be set".into()),
         }
     }
 
@@ -300,6 +301,7 @@ impl Fold for Trainer {
                 pipeline.set_learning_rate(*learning_rate);
                 self.learning_rate = *learning_rate;
             }
+            Change::Setting(_) => return Err(FoldError::Contract("a network has no such setting".into())),
         }
         Ok(())
     }

@@ -21,7 +21,9 @@ impl Driver {
         loop {
             let command = self.commands.try_recv().ok()?;
             match command {
-                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) if self.is_behind_itself() => {
+                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..)
+                    if self.is_behind_itself() =>
+                {
                     self.deferred.push_back(command)
                 }
                 command => return Some(command),
@@ -46,6 +48,10 @@ impl Driver {
             }
             Command::LearningRate(learning_rate, reply) => {
                 let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
+                self.conclude(reply, answer);
+            }
+            Command::Setting(value, reply) => {
+                let answer = self.change(|_| Ok(Some(What::Setting(value))));
                 self.conclude(reply, answer);
             }
             Command::Frontier(reply) => {
@@ -130,7 +136,10 @@ impl Driver {
 pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
     for command in commands {
         match command {
-            Command::Limits(_, reply) | Command::Plan(_, reply) | Command::LearningRate(_, reply) => {
+            Command::Limits(_, reply)
+            | Command::Plan(_, reply)
+            | Command::LearningRate(_, reply)
+            | Command::Setting(_, reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
                 answer_to(reply, Err(ChangeError::Failed(failure)));
             }

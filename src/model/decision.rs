@@ -27,6 +27,8 @@ pub enum What {
     Plan(Planned),
     /// A new learning rate.
     LearningRate(f64),
+    /// Another value of something that the model's kind knows.
+    Setting(serde_json::Value),
     /// Rows that the model gives away, because too many wait: those after the decision's version, up to and with `through`, but for
     /// those that are kept. It takes the place of an earlier one that has not come to its end.
     Skip {
@@ -67,14 +69,15 @@ impl What {
     }
 
     /// What [`What::word`] may say.
-    pub const WORDS: [&'static str; 5] = ["plan", "learning_rate", "skip", "react", "quarantine"];
+    pub const WORDS: [&'static str; 6] = ["plan", "learning_rate", "setting", "skip", "react", "quarantine"];
 
     /// What was decided, in one word.
     pub fn word(&self) -> &'static str {
-        let [plan, learning_rate, skip, react, quarantine] = What::WORDS;
+        let [plan, learning_rate, setting, skip, react, quarantine] = What::WORDS;
         match self {
             What::Plan(_) => plan,
             What::LearningRate(_) => learning_rate,
+            What::Setting(_) => setting,
             What::Skip { .. } => skip,
             What::React { .. } => react,
             What::Quarantine { .. } => quarantine,
@@ -86,6 +89,7 @@ impl What {
         match self {
             What::Plan(planned) => Some(Change::Plan(planned.plan.clone())),
             What::LearningRate(learning_rate) | What::React { learning_rate, .. } => Some(Change::LearningRate(*learning_rate)),
+            What::Setting(value) => Some(Change::Setting(value.clone())),
             What::Skip { .. } | What::Quarantine { .. } => None,
         }
     }
@@ -192,6 +196,7 @@ mod tests {
         for what in [
             What::Plan(planned),
             What::LearningRate(0.025),
+            What::Setting(serde_json::json!({"mode": "midpoint"})),
             What::Skip { through: 700, kept: vec![641, 650] },
             condemned,
             reaction,

@@ -388,7 +388,7 @@ impl Driver {
                 self.queue.refuse(*through);
                 return Ok(());
             }
-            What::Plan(_) | What::LearningRate(_) | What::React { .. } => {}
+            What::Plan(_) | What::LearningRate(_) | What::Setting(_) | What::React { .. } => {}
         }
         self.reaction = Reaction::after(what).unwrap_or(self.reaction);
         if let Some(change) = what.change() {

@@ -53,6 +53,8 @@ pub enum Kind {
     Plan,
     /// It learns at another rate.
     LearningRate,
+    /// Something else of it was set.
+    Setting,
     /// It gave rows away, because too many waited.
     Skip,
     /// The loss of new rows has risen.
@@ -150,6 +152,7 @@ impl Live {
                 }
             }
             What::LearningRate(rate) => (Kind::LearningRate, format!("learning rate set to {rate}")),
+            What::Setting(value) => (Kind::Setting, format!("set to {value}")),
             What::React { learning_rate, before, through } => {
                 let text = format!("learning rate {learning_rate} up to row {through}, because of a drift; it was {before}");
                 (Kind::LearningRate, text)

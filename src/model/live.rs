@@ -36,6 +36,8 @@ pub enum Command {
     Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// Another learning rate; answered when it holds.
     LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
+    /// Another value of something that its kind knows; answered when it holds.
+    Setting(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// The frontier of the model's plans.
     Frontier(oneshot::Sender<Result<serde_json::Value, ChangeError>>),
     /// Publish as soon as may be: somebody waits to see its own rows.
@@ -253,6 +255,11 @@ impl Live {
     /// Changes the learning rate by a decision.
     pub async fn set_learning_rate(&self, learning_rate: f64) -> Result<(), ChangeError> {
         self.ask(|reply| Command::LearningRate(learning_rate, reply)).await
+    }
+
+    /// Sets something that the model's kind knows, and waits until it holds.
+    pub async fn set(&self, value: serde_json::Value) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::Setting(value, reply)).await
     }
 
     /// Every plan of the model that no other one beats in both bytes and what it brings.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{Span, debug_span};
 
 use super::live::{Live, Published};
-use crate::fold::{FoldError, Predictions, Version};
+use crate::fold::{FoldError, Predictions, Snapshot, Version};
 use crate::metrics::Metrics;
 use crate::rows::Rows;
 
@@ -28,10 +28,11 @@ struct Query {
 }
 
 /// What a snapshot said, and which one.
-#[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// The version that answered.
     pub version: Version,
+    /// What answered, for doors that know its kind.
+    pub snapshot: Arc<dyn Snapshot>,
     /// In the order of the query's rows.
     pub predictions: Predictions,
 }
@@ -143,7 +144,11 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
             for query in queries {
                 let end = start + query.rows.count;
                 let predictions = predictions.slice(start..end);
-                drop(query.reply.send(Ok(Answer { version: published.version, predictions })));
+                drop(query.reply.send(Ok(Answer {
+                    version: published.version,
+                    snapshot: published.snapshot.clone(),
+                    predictions,
+                })));
                 start = end;
             }
             model.predict_rows.inc_by(asked as u64);

@@ -55,7 +55,7 @@ impl Reaction {
         match *what {
             What::React { through, before, .. } => Some(Some(Reaction { through, before })),
             What::LearningRate(_) => Some(None),
-            What::Plan(_) | What::Skip { .. } | What::Quarantine { .. } => None,
+            What::Plan(_) | What::Setting(_) | What::Skip { .. } | What::Quarantine { .. } => None,
         }
     }
 }

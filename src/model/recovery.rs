@@ -45,7 +45,7 @@ pub(super) struct Recovered {
 pub(super) fn newest_plan(decisions: &[Decision]) -> Option<&Planned> {
     decisions.iter().rev().find_map(|decision| match &decision.what {
         What::Plan(planned) => Some(planned),
-        What::LearningRate(_) | What::React { .. } | What::Skip { .. } | What::Quarantine { .. } => None,
+        What::LearningRate(_) | What::Setting(_) | What::React { .. } | What::Skip { .. } | What::Quarantine { .. } => None,
     })
 }
 

@@ -273,11 +273,13 @@ impl Status {
         tally.steps += 1;
         self.refusing = match &outcome.verdict {
             Verdict::Learned => {
-                tally.counters.learned += outcome.rows;
+                tally.counters.learned += outcome.rows - outcome.held_out;
+                tally.counters.held_out += outcome.held_out;
                 None
             }
             Verdict::LearnedInPart => {
-                tally.counters.learned_in_part += outcome.rows;
+                tally.counters.learned_in_part += outcome.rows - outcome.held_out;
+                tally.counters.held_out += outcome.held_out;
                 None
             }
             Verdict::Quarantined(reason) => {
@@ -394,7 +396,7 @@ mod tests {
     /// The end of a step of rows that follow each other.
     fn settle(status: &mut Status, last: u64, rows: u64, verdict: Verdict, score: Score) {
         let passage = Passage { first: last + 1 - rows, last, rows, ..Passage::default() };
-        status.settle(&passage, Some(&Outcome { ordinal: 0, last, rows, verdict, score }), Instant::now());
+        status.settle(&passage, Some(&Outcome { ordinal: 0, last, rows, held_out: 0, verdict, score }), Instant::now());
     }
 
     fn score(rows: u64, correct: u64) -> Score {
@@ -437,7 +439,7 @@ mod tests {
         assert_eq!(status.waiting(108), Waiting { rows: 8, for_label: 5, accepted: 8 });
         let passage =
             Passage { first: 106, last: 108, rows: 2, labels: 3, expired: 1, scored: Some(score(1, 1)), ..Passage::default() };
-        let outcome = Outcome { ordinal: 0, last: 108, rows: 2, verdict: Verdict::Learned, score: score(2, 0) };
+        let outcome = Outcome { ordinal: 0, last: 108, rows: 2, held_out: 0, verdict: Verdict::Learned, score: score(2, 0) };
         status.settle(&passage, Some(&outcome), Instant::now());
         assert_eq!(status.waiting(108), Waiting { rows: 2, for_label: 2, accepted: 5 });
         assert_eq!(status.tally.whole, score(1, 1), "by what was predicted when the rows came");
@@ -455,7 +457,7 @@ mod tests {
             assert_eq!(status.learned(first, last).skipped, skipped, "{first} to {last}");
         }
         // A step of rows 14 and 16, and what lay around them.
-        let outcome = Outcome { ordinal: 2, last: 17, rows: 2, verdict: Verdict::Learned, score: score(2, 2) };
+        let outcome = Outcome { ordinal: 2, last: 17, rows: 2, held_out: 0, verdict: Verdict::Learned, score: score(2, 2) };
         let passage = Passage { first: 13, last: 17, rows: 2, skipped: vec![13..=13, 15..=15, 17..=17], ..Passage::default() };
         status.settle(&passage, Some(&outcome), Instant::now());
         assert_eq!((status.tally.counters.skipped, status.tally.counters.decided()), (11, 17));

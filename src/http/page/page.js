@@ -172,7 +172,7 @@ function draw() {
   tables();
 }
 
-const WORDS = { budget: "budget", plan: "plan", drift: "drift", skip: "skip", quarantine: "quarantine", learning_rate: "learning rate", failure: "failure", model_created: "made", model_restored: "restored", model_deleted: "deleted" };
+const WORDS = { budget: "budget", plan: "plan", drift: "drift", skip: "skip", quarantine: "quarantine", learning_rate: "learning rate", setting: "setting", failure: "failure", model_created: "made", model_restored: "restored", model_deleted: "deleted" };
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 function listEvents() {
