@@ -60,6 +60,10 @@ pub const UNMATCHED_LISTED_MAX: usize = 64;
 pub const PICTURE_SIDE_MAX: u32 = 8192;
 /// Bytes that decoding a picture may take, pixels included.
 pub const PICTURE_BYTES_MAX: u64 = 256 << 20;
+/// Numbers of a hidden state whose covariance is inverted: 8 MiB, and a third of a second each time.
+pub const WHITENED_WIDTH_MAX: usize = 1024;
+/// Held-out rows that a detector keeps for its threshold.
+pub const CALIBRATION_ROWS_MAX: usize = 10_000;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network, those inside residual blocks and the blocks themselves included.
