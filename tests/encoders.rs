@@ -21,7 +21,8 @@ fn encoder(name: &str) -> Option<Encoder> {
 
 /// As the script's.
 fn picture(number: usize) -> Vec<f32> {
-    let at = |channel: usize, y: usize, x: usize| (x * (3 + number) + y * (5 + 2 * channel) + (x * y) / (7 + channel + number)) % 256;
+    let at =
+        |channel: usize, y: usize, x: usize| (x * (3 + number) + y * (5 + 2 * channel) + (x * y) / (7 + channel + number)) % 256;
     let planes = (0..3).flat_map(|channel| (0..SIDE).flat_map(move |y| (0..SIDE).map(move |x| at(channel, y, x) as f32)));
     planes.collect()
 }
