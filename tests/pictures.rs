@@ -111,7 +111,7 @@ async fn a_network_learns_from_pictures_in_any_format() {
         answers.push(client.post_json(&format!("/v1/models/{name}/predict"), &asked).await.expect(200)["predictions"].clone());
     }
     assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "{answers:?}");
-    for first in (64..4000).step_by(328) {
+    for first in (64..2032).step_by(328) {
         let [(content_type, body), ..] = bodies(first..first + 328);
         client.post("/v1/streams/s0/batches?wait=applied", content_type, body).await.expect(200);
     }
