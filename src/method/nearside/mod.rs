@@ -17,6 +17,7 @@
 pub mod calibration;
 pub mod carried;
 pub mod detector;
+pub mod evaluation;
 pub mod eye;
 pub mod kind;
 mod logistic;
