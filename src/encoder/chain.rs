@@ -9,6 +9,9 @@ pub(super) trait Module: Send + Sync {
     /// The shape of one row of the output.
     fn output_shape(&self) -> &[usize];
 
+    /// Bytes of the weights.
+    fn bytes(&self) -> u64;
+
     /// The output alone.
     fn predict(&self, input: Tensor) -> Result<Tensor>;
 
@@ -39,6 +42,11 @@ impl Chain {
 impl Module for Chain {
     fn output_shape(&self) -> &[usize] {
         &self.output_shape
+    }
+
+    fn bytes(&self) -> u64 {
+        let tensors = self.layers.iter().flat_map(|(_, weights)| weights);
+        tensors.map(|tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64).sum()
     }
 
     fn predict(&self, input: Tensor) -> Result<Tensor> {
@@ -82,6 +90,10 @@ impl Fire {
 impl Module for Fire {
     fn output_shape(&self) -> &[usize] {
         &self.output_shape
+    }
+
+    fn bytes(&self) -> u64 {
+        self.squeeze.bytes() + self.expand.iter().map(Chain::bytes).sum::<u64>()
     }
 
     fn predict(&self, input: Tensor) -> Result<Tensor> {

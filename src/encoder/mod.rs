@@ -6,6 +6,7 @@
 mod chain;
 mod efficientnet;
 pub mod picture;
+pub mod shelf;
 mod squeezenet;
 mod weights;
 
@@ -76,6 +77,11 @@ impl Encoder {
     /// The blocks' names with how many channels their states have.
     pub fn blocks(&self) -> Vec<(&str, usize)> {
         self.blocks.iter().map(|block| (block.name.as_str(), block.module.output_shape()[0])).collect()
+    }
+
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.module.bytes()).sum::<u64>() + self.head.bytes()
     }
 
     /// States and logits of pictures, `[rows, 3, side, side]` of numbers from 0 to 255.
