@@ -280,7 +280,7 @@ pub(super) fn objective(config: &Config) -> Objective {
 /// The compute threads cannot be started.
 pub fn kinds(config: &Config) -> Result<Kinds, Failure> {
     let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
-    let shelf = Arc::new(Shelf::new(config.data_dir.join("models")));
+    let shelf = Arc::new(Shelf::new(&config.models.dir));
     let network = NetworkKind { pool: pool.clone(), step_rows: config.model.step_rows, objective: objective(config) };
     Ok(Kinds::default().with(network).with(DetectorKind { shelf, pool }))
 }
