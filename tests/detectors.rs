@@ -32,7 +32,7 @@ fn picture(number: u32, adversarial: bool) -> RgbImage {
     RgbImage::from_fn(SIDE, SIDE, |x, y| {
         let wave = |by: u32, at: u32| 100.0 + 60.0 * (f64::from(at * by + number * 37) / 50.0).sin();
         let sign = if adversarial && (x + y) % 2 == 0 { 12.0 } else { 0.0 };
-        image::Rgb([wave(1, x) + sign, wave(2, y) - sign, wave(1 + number % 3, x + y) + sign].map(|value| value as u8))
+        image::Rgb([wave(1, x) + sign, wave(2, y) - sign, wave(1 + number / 3 % 3, x + y) + sign].map(|value| value as u8))
     })
 }
 
@@ -258,8 +258,12 @@ async fn a_kill_changes_no_bit() {
         }
         let mut directions = Vec::new();
         for direction in ["mean_difference", "whitened", "logistic"] {
-            process.client.caught_up(direction).await;
-            let view = process.client.get(&format!("/v1/detectors/{direction}")).await.expect(200);
+            let path = format!("/v1/detectors/{direction}");
+            let mut view = process.client.get(&path).await.expect(200);
+            while view["version"] != "0.36" {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                view = process.client.get(&path).await.expect(200);
+            }
             directions.push((view["direction"]["hash"].clone(), view["direction"]["bias"].clone(), view["threshold"].clone()));
         }
         ends.push(directions);
