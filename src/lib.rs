@@ -28,6 +28,9 @@ pub mod stream;
 // Floor 3: live models.
 pub mod model;
 
+// Floor 4: what live models are used for.
+pub mod method;
+
 // Floor 5: the doors.
 pub mod http;
 

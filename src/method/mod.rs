@@ -1,0 +1,3 @@
+//! What live models are used for.
+
+pub mod nearside;

@@ -1,0 +1,3 @@
+//! NEARSIDE.
+
+pub mod evaluation;
