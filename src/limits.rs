@@ -56,10 +56,27 @@ pub const DRAWN_WINDOW_ROWS_MAX: u64 = 65_536;
 pub const LABEL_WINDOW_ROWS_MAX: u64 = 1 << 20;
 /// Labels listed in an answer because no row waits for them; the rest are only counted.
 pub const UNMATCHED_LISTED_MAX: usize = 64;
+/// Pixels on a side of a picture that comes encoded, at least.
+pub const PICTURE_SIDE_MIN: u32 = 8;
 /// Pixels on a side of a picture that comes encoded.
 pub const PICTURE_SIDE_MAX: u32 = 8192;
 /// Bytes that decoding a picture may take, pixels included.
 pub const PICTURE_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of a picture that comes encoded.
+pub const PICTURE_ENCODED_BYTES_MAX: usize = 16 << 20;
+/// Pixels on a side of the squares that an image field is decoded to: the least that convolutions have something to do with, and
+/// the most.
+pub const IMAGE_SIDE_MIN: usize = 8;
+/// See [`IMAGE_SIDE_MIN`].
+pub const IMAGE_SIDE_MAX: usize = 512;
+/// Bytes that the pictures of one post may have when they are decoded: a picture of one colour has a thousandth of that encoded.
+pub const POST_PICTURES_BYTES_MAX: usize = 64 << 20;
+/// Pixels that are decoded for one post: four pictures of the largest size, and some seconds of work. Few bytes may ask for so many.
+pub const POST_PIXELS_MAX: u64 = 1 << 28;
+/// Numbers of a hidden state whose covariance is inverted: 8 MiB, and a third of a second each time.
+pub const WHITENED_WIDTH_MAX: usize = 1024;
+/// Held-out rows that a detector keeps for its threshold.
+pub const CALIBRATION_ROWS_MAX: usize = 10_000;
 /// Rows of one step.
 pub const STEP_ROWS_MAX: usize = 4096;
 /// Layers of a network, those inside residual blocks and the blocks themselves included.

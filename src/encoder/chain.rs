@@ -9,6 +9,12 @@ pub(super) trait Module: Send + Sync {
     /// The shape of one row of the output.
     fn output_shape(&self) -> &[usize];
 
+    /// Bytes of its weights.
+    fn weight_bytes(&self) -> u64;
+
+    /// The most bytes that one row's [`Module::predict`] holds at once: what a layer reads, what it makes, and its scratch.
+    fn forward_bytes(&self) -> u64;
+
     /// The output alone.
     fn predict(&self, input: Tensor) -> Result<Tensor>;
 
@@ -25,6 +31,7 @@ pub(super) type Kept = Vec<Stash>;
 /// Layers with their weights, first to last.
 pub(super) struct Chain {
     layers: Vec<(Box<dyn Layer>, Vec<Tensor>)>,
+    input_bytes: u64,
     output_shape: Vec<usize>,
 }
 
@@ -32,13 +39,27 @@ impl Chain {
     /// Layers whose shapes fit each other; those without any are the identity on rows of `input_shape`.
     pub(super) fn new(input_shape: &[usize], layers: Vec<(Box<dyn Layer>, Vec<Tensor>)>) -> Chain {
         let output_shape = layers.last().map_or(input_shape, |(layer, _)| layer.output_shape()).to_vec();
-        Chain { layers, output_shape }
+        Chain { layers, input_bytes: bytes_of(input_shape), output_shape }
     }
 }
 
 impl Module for Chain {
     fn output_shape(&self) -> &[usize] {
         &self.output_shape
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        let weights = self.layers.iter().flat_map(|(_, weights)| weights);
+        weights.map(|weight| (weight.elem_count() * size_of::<f32>()) as u64).sum()
+    }
+
+    fn forward_bytes(&self) -> u64 {
+        let mut input = self.input_bytes;
+        let of_layer = self.layers.iter().map(|(layer, _)| {
+            let cost = layer.cost(1);
+            input + std::mem::replace(&mut input, bytes_of(layer.output_shape())).max(cost.output) + cost.workspace_forward
+        });
+        of_layer.max().unwrap_or(self.input_bytes)
     }
 
     fn predict(&self, input: Tensor) -> Result<Tensor> {
@@ -84,6 +105,15 @@ impl Module for Fire {
         &self.output_shape
     }
 
+    fn weight_bytes(&self) -> u64 {
+        self.squeeze.weight_bytes() + self.expand.iter().map(Chain::weight_bytes).sum::<u64>()
+    }
+
+    fn forward_bytes(&self) -> u64 {
+        // Both halves, and the two side by side.
+        self.squeeze.forward_bytes() + self.expand.iter().map(Chain::forward_bytes).sum::<u64>() + bytes_of(&self.output_shape)
+    }
+
     fn predict(&self, input: Tensor) -> Result<Tensor> {
         let squeezed = self.squeeze.predict(input)?;
         let [left, right] = &self.expand;
@@ -110,6 +140,11 @@ impl Module for Fire {
         let by_right = right.backward(of_right, part(channels, others)?)?;
         self.squeeze.backward(kept, (by_left + by_right)?)
     }
+}
+
+/// Bytes of one row.
+fn bytes_of(shape: &[usize]) -> u64 {
+    (shape.iter().product::<usize>() * size_of::<f32>()) as u64
 }
 
 /// The only tensor of a list; an error for more or fewer.

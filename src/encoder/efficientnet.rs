@@ -152,6 +152,7 @@ pub(super) fn load(weights: &Weights) -> Result<Encoder, WeightsError> {
         fingerprint: preprocessing.fingerprint(NAME, &weights.hash),
         side: SIDE,
         preprocessing,
+        default_blocks: &["block8", "block11", "head"],
         blocks,
         head: Chain::new(&features, head),
     })

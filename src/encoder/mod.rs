@@ -6,6 +6,7 @@
 mod chain;
 mod efficientnet;
 pub mod picture;
+pub mod shelf;
 mod squeezenet;
 mod weights;
 
@@ -25,6 +26,7 @@ pub struct Encoder {
     /// Side of the square pictures that it reads.
     pub side: usize,
     preprocessing: Preprocessing,
+    default_blocks: &'static [&'static str],
     blocks: Vec<Block>,
     /// From the last block to the classes.
     head: Chain,
@@ -76,6 +78,40 @@ impl Encoder {
     /// The blocks' names with how many channels their states have.
     pub fn blocks(&self) -> Vec<(&str, usize)> {
         self.blocks.iter().map(|block| (block.name.as_str(), block.module.output_shape()[0])).collect()
+    }
+
+    /// The blocks that detectors read where nobody says: their states told attacks best (`mustela bench detect`).
+    pub fn default_blocks(&self) -> Vec<String> {
+        self.default_blocks.iter().map(|&block| block.to_owned()).collect()
+    }
+
+    /// Bytes of the weights.
+    pub fn weight_bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.module.weight_bytes()).sum::<u64>() + self.head.weight_bytes()
+    }
+
+    /// The most bytes that the forward of one picture holds at once beside the weights.
+    pub fn forward_bytes(&self) -> u64 {
+        let picture = (3 * self.side * self.side * size_of::<f32>()) as u64;
+        let most = self.blocks.iter().map(|block| block.module.forward_bytes()).max().unwrap_or(0);
+        // The picture as it came, preprocessed, and as a block reads it.
+        2 * picture + most.max(self.head.forward_bytes())
+    }
+
+    /// The states of some blocks alone, by their places, ascending; nothing behind the last of them is run.
+    ///
+    /// # Errors
+    /// As for [`Encoder::encode`].
+    pub fn states(&self, pictures: &Tensor, blocks: &[usize]) -> Result<Vec<Tensor>> {
+        let mut at = self.preprocessing.apply(pictures)?;
+        let mut states = Vec::with_capacity(blocks.len());
+        for (place, block) in self.blocks.iter().enumerate().take(blocks.last().map_or(0, |last| last + 1)) {
+            at = block.module.predict(at)?;
+            if blocks.contains(&place) {
+                states.push(pooled(block, &at)?);
+            }
+        }
+        Ok(states)
     }
 
     /// States and logits of pictures, `[rows, 3, side, side]` of numbers from 0 to 255.

@@ -2,11 +2,14 @@
 
 use std::io::Cursor;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Tensor};
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
 use image::imageops::{self, FilterType};
-use image::{DynamicImage, GenericImageView, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, GenericImageView, ImageDecoder, ImageFormat, ImageReader, ImageResult, Limits, RgbImage};
 
-use crate::limits::{PICTURE_BYTES_MAX, PICTURE_SIDE_MAX};
+use crate::limits::{PICTURE_BYTES_MAX, PICTURE_SIDE_MAX, PICTURE_SIDE_MIN};
 
 /// Why bytes are no picture that is read.
 #[derive(Debug, thiserror::Error)]
@@ -22,43 +25,97 @@ pub enum PictureError {
         /// Pixels.
         height: u32,
     },
+    /// Nothing could be seen on it.
+    #[error("the picture has {width} x {height} pixels, {PICTURE_SIDE_MIN} on a side are the least")]
+    TooSmall {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+    },
+    /// Several pictures, of which nobody would know which one was looked at.
+    #[error("the picture moves: a still one is read")]
+    Animated,
     /// The decoder refused it.
     #[error("the picture cannot be decoded: {0}")]
     Corrupt(String),
 }
 
-/// Decodes a picture; what is transparent lies over white.
-///
-/// # Errors
-/// The bytes are no picture of a format that is read, or it is too large.
-pub fn decode(bytes: &[u8]) -> std::result::Result<RgbImage, PictureError> {
-    let format = image::guess_format(bytes).map_err(|_| PictureError::Format)?;
-    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
-        return Err(PictureError::Format);
-    }
-    let reader = || {
-        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-        let mut limits = Limits::default();
-        limits.max_image_width = Some(PICTURE_SIDE_MAX);
-        limits.max_image_height = Some(PICTURE_SIDE_MAX);
-        limits.max_alloc = Some(PICTURE_BYTES_MAX);
-        reader.limits(limits);
-        reader
-    };
-    let corrupt = |error: image::ImageError| PictureError::Corrupt(error.to_string());
-    // Its head first: a limit that is told as such is clearer than the decoder's own words.
-    let (width, height) = reader().into_dimensions().map_err(corrupt)?;
-    if width > PICTURE_SIDE_MAX || height > PICTURE_SIDE_MAX {
-        return Err(PictureError::TooLarge { width, height });
-    }
-    Ok(flatten(&reader().decode().map_err(corrupt)?))
+/// A picture whose head was read, and is good.
+pub struct Undecoded<'a> {
+    bytes: &'a [u8],
+    format: ImageFormat,
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
 }
 
-fn flatten(picture: &DynamicImage) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.to_rgb8();
+impl<'a> Undecoded<'a> {
+    /// Reads the head only, which costs next to nothing.
+    ///
+    /// # Errors
+    /// The bytes are no picture that is read.
+    pub fn new(bytes: &'a [u8]) -> Result<Undecoded<'a>, PictureError> {
+        let format = image::guess_format(bytes).map_err(|_| PictureError::Format)?;
+        let (width, height, animated) = match head(bytes, format) {
+            Some(head) => head.map_err(corrupt)?,
+            None => return Err(PictureError::Format),
+        };
+        match () {
+            () if animated => Err(PictureError::Animated),
+            () if width.max(height) > PICTURE_SIDE_MAX => Err(PictureError::TooLarge { width, height }),
+            () if width.min(height) < PICTURE_SIDE_MIN => Err(PictureError::TooSmall { width, height }),
+            () => Ok(Undecoded { bytes, format, width, height }),
+        }
     }
-    let rgba = picture.to_rgba8();
+
+    /// Decodes the picture; what is transparent lies over white.
+    ///
+    /// # Errors
+    /// It is not whole.
+    pub fn decode(&self) -> Result<RgbImage, PictureError> {
+        let mut reader = ImageReader::with_format(Cursor::new(self.bytes), self.format);
+        reader.limits(limits());
+        Ok(flatten(reader.decode().map_err(corrupt)?))
+    }
+}
+
+/// [`Undecoded::new`] and [`Undecoded::decode`] in one.
+///
+/// # Errors
+/// The bytes are no picture of a format that is read, or it is too large, too small or not whole.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage, PictureError> {
+    Undecoded::new(bytes)?.decode()
+}
+
+/// Width, height, and whether it moves; none of a format that is not read.
+fn head(bytes: &[u8], format: ImageFormat) -> Option<ImageResult<(u32, u32, bool)>> {
+    let with = |decoder: &dyn ImageDecoder, animated| (decoder.dimensions().0, decoder.dimensions().1, animated);
+    let bytes = Cursor::new(bytes);
+    Some(match format {
+        ImageFormat::Png => PngDecoder::with_limits(bytes, limits()).and_then(|decoder| Ok(with(&decoder, decoder.is_apng()?))),
+        ImageFormat::WebP => WebPDecoder::new(bytes).map(|decoder| with(&decoder, decoder.has_animation())),
+        ImageFormat::Jpeg => JpegDecoder::new(bytes).map(|decoder| with(&decoder, false)),
+        _ => return None,
+    })
+}
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(PICTURE_BYTES_MAX);
+    limits
+}
+
+fn corrupt(error: image::ImageError) -> PictureError {
+    PictureError::Corrupt(error.to_string())
+}
+
+fn flatten(picture: DynamicImage) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.into_rgb8();
+    }
+    let rgba = picture.into_rgba8();
     RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
         let [red, green, blue, alpha] = rgba.get_pixel(x, y).0;
         let over = |value: u8| {
@@ -78,14 +135,14 @@ pub fn square(picture: &RgbImage, side: usize) -> RgbImage {
     let (width, height) = picture.dimensions();
     let shorter = width.min(height).max(1);
     let middle = picture.view((width - shorter.min(width)) / 2, (height - shorter.min(height)) / 2, shorter, shorter);
-    imageops::resize(&middle.to_image(), side, side, FilterType::CatmullRom)
+    imageops::resize(&*middle, side, side, FilterType::CatmullRom)
 }
 
 /// Pictures of one size as `[rows, 3, height, width]`, red first, of numbers from 0 to 255.
 ///
 /// # Errors
 /// They have not one size.
-pub fn tensor(pictures: &[RgbImage]) -> Result<Tensor> {
+pub fn tensor(pictures: &[RgbImage]) -> candle_core::Result<Tensor> {
     let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
     let mut numbers = Vec::with_capacity(pictures.len() * 3 * (width * height) as usize);
     for picture in pictures {
@@ -115,18 +172,18 @@ pub(super) struct Preprocessing {
 }
 
 impl Preprocessing {
-    pub(super) fn apply(&self, pictures: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply(&self, pictures: &Tensor) -> candle_core::Result<Tensor> {
         let mean = Tensor::new(&self.mean, &Device::Cpu)?.reshape((1, 3, 1, 1))?;
         self.reordered(pictures)?.broadcast_sub(&mean)?.affine(self.scale, 0.0)
     }
 
     /// The gradient by the pictures' numbers, from that by what [`Preprocessing::apply`] gave.
-    pub(super) fn backward(&self, gradient: &Tensor) -> Result<Tensor> {
+    pub(super) fn backward(&self, gradient: &Tensor) -> candle_core::Result<Tensor> {
         self.reordered(gradient)?.affine(self.scale, 0.0)
     }
 
     /// Turning the channels round twice is nothing, so that this is its own inverse.
-    fn reordered(&self, pictures: &Tensor) -> Result<Tensor> {
+    fn reordered(&self, pictures: &Tensor) -> candle_core::Result<Tensor> {
         match self.order {
             Order::Rgb => Ok(pictures.clone()),
             Order::Bgr => {
@@ -154,21 +211,61 @@ mod tests {
 
     #[test]
     fn what_is_transparent_lies_over_white() {
-        let mut picture = image::RgbaImage::from_pixel(2, 1, image::Rgba([10, 20, 30, 255]));
+        let mut picture = image::RgbaImage::from_pixel(8, 8, image::Rgba([10, 20, 30, 255]));
         picture.put_pixel(1, 0, image::Rgba([0, 0, 0, 0]));
         let decoded = decode(&png(&picture.into())).unwrap();
-        assert_eq!(decoded.into_raw(), [10, 20, 30, 255, 255, 255]);
+        assert_eq!(decoded.into_raw()[..6], [10, 20, 30, 255, 255, 255]);
+    }
+
+    /// A chunk of a PNG.
+    fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let mut sum = flate2::Crc::new();
+        sum.update(name);
+        sum.update(data);
+        [&(data.len() as u32).to_be_bytes(), &name[..], data, &sum.sum().to_be_bytes()].concat()
     }
 
     #[test]
-    fn pictures_beyond_the_cap_are_refused_by_their_head() {
-        let mut bytes = png(&DynamicImage::new_rgb8(8, 8));
+    fn pictures_beyond_the_caps_are_refused_by_their_head() {
+        let bytes = png(&DynamicImage::new_rgb8(8, 8));
         assert!(decode(&bytes).is_ok());
-        // The width in the head of a PNG; its checksum would be wrong, but is not looked at before.
-        bytes[16..20].copy_from_slice(&(PICTURE_SIDE_MAX + 1).to_be_bytes());
-        assert!(decode(&bytes).is_err());
-        assert!(matches!(decode(b"BM......"), Err(PictureError::Format)));
-        assert!(matches!(decode(b""), Err(PictureError::Format)));
+        let of = |width: u32, height: u32| {
+            let mut head = bytes[16..29].to_vec();
+            head[..4].copy_from_slice(&width.to_be_bytes());
+            head[4..8].copy_from_slice(&height.to_be_bytes());
+            [&bytes[..8], &chunk(b"IHDR", &head), &bytes[33..]].concat()
+        };
+        assert_eq!(of(8, 8), bytes);
+        assert!(Undecoded::new(&of(PICTURE_SIDE_MAX, PICTURE_SIDE_MAX)).is_ok());
+        for (width, height) in [(PICTURE_SIDE_MAX + 1, 8), (8, 20_000), (1_000_000, 1_000_000)] {
+            let refused = decode(&of(width, height)).unwrap_err();
+            assert!(matches!(refused, PictureError::TooLarge { .. }), "{width} x {height}: {refused}");
+        }
+        let refused = decode(&png(&DynamicImage::new_rgb8(1, 1))).unwrap_err();
+        assert!(matches!(refused, PictureError::TooSmall { width: 1, height: 1 }), "{refused}");
+        for other in [&b"BM......"[..], b"GIF89a\x08\0\x08\0\0\0\0", b"", b"II*\0"] {
+            assert!(matches!(decode(other), Err(PictureError::Format)));
+        }
+    }
+
+    #[test]
+    fn what_moves_or_is_not_whole_is_refused() {
+        let bytes = png(&DynamicImage::new_rgb8(8, 8));
+        let moving = [&bytes[..33], &chunk(b"acTL", &[0, 0, 0, 1, 0, 0, 0, 0]), &bytes[33..]].concat();
+        assert!(matches!(decode(&moving), Err(PictureError::Animated)));
+        // The feature bits of an extended WebP: the second is of those that move.
+        let mut webp = b"RIFF\x20\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x07\0\0\x07\0\0".to_vec();
+        webp.extend(b"ANIM\x06\0\0\0\0\0\0\0\0\0ANMF\0\0\0\0");
+        assert!(decode(&webp).is_err());
+        // Each checksum of a PNG, and each place where it may end.
+        for at in (29..33).chain(bytes.len() - 16..bytes.len() - 12) {
+            let mut altered = bytes.clone();
+            altered[at] ^= 1;
+            assert!(matches!(decode(&altered), Err(PictureError::Corrupt(_))), "byte {at}");
+        }
+        for end in 8..bytes.len() - 12 {
+            assert!(decode(&bytes[..end]).is_err(), "{end} bytes");
+        }
     }
 
     #[test]

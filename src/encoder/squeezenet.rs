@@ -90,6 +90,7 @@ pub(super) fn load(weights: &Weights) -> Result<Encoder, WeightsError> {
         fingerprint: preprocessing.fingerprint(NAME, &weights.hash),
         side: SIDE,
         preprocessing,
+        default_blocks: &["fire5", "fire7", "fire9"],
         blocks,
         head: Chain::new(&shape, head),
     })

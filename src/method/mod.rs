@@ -1,3 +1,3 @@
-//! What live models are used for.
+//! What live models are used for: each method is a fold, or is built of folds, and knows no door.
 
 pub mod nearside;

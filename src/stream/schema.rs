@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{
-    CATEGORY_BUCKETS_MAX, CLASSES_MAX, FIELDS_MAX, LABEL_BYTES_MAX, LABEL_WINDOW_ROWS_MAX, RECORD_BYTES_MAX, RECORD_ROWS_MAX,
-    ROW_BYTES_MAX,
+    CATEGORY_BUCKETS_MAX, CLASSES_MAX, FIELDS_MAX, IMAGE_SIDE_MAX, IMAGE_SIDE_MIN, LABEL_BYTES_MAX, LABEL_WINDOW_ROWS_MAX,
+    RECORD_BYTES_MAX, RECORD_ROWS_MAX, ROW_BYTES_MAX,
 };
 use crate::network::Column;
 use crate::rows::Element;
@@ -18,7 +18,7 @@ const DIMENSIONS_MAX: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schema {
-    /// The features: numeric and categorical columns, or one tensor.
+    /// The features: numeric and categorical columns, or one tensor or image.
     pub fields: Vec<Field>,
     /// What is to be learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,10 +81,13 @@ pub enum Field {
         /// Its column.
         name: String,
     },
-    /// An encoded picture; reserved.
+    /// A picture that comes encoded. A row has it decoded, as a tensor `[3, side, side]` of bytes, red first: its largest square, from
+    /// the middle.
     Image {
         /// Its column.
         name: String,
+        /// Pixels on a side.
+        side: usize,
     },
 }
 
@@ -105,7 +108,7 @@ impl Field {
             | Field::Tensor { name, .. }
             | Field::Categorical { name, .. }
             | Field::Text { name }
-            | Field::Image { name } => name,
+            | Field::Image { name, .. } => name,
         }
     }
 
@@ -116,6 +119,15 @@ impl Field {
             Field::Numeric { optional: true, .. } => Some(Column::Optional),
             Field::Categorical { buckets, .. } => Some(Column::Category { buckets: buckets.saturating_add(1) }),
             Field::Tensor { .. } | Field::Text { .. } | Field::Image { .. } => None,
+        }
+    }
+
+    /// The shape and the elements of a field that is a row's only one and no column.
+    pub fn tensor(&self) -> Option<(Vec<usize>, Element)> {
+        match self {
+            Field::Tensor { shape, element, .. } => Some((shape.clone(), *element)),
+            Field::Image { side, .. } => Some((vec![3, *side, *side], Element::U8)),
+            Field::Numeric { .. } | Field::Categorical { .. } | Field::Text { .. } => None,
         }
     }
 
@@ -186,13 +198,17 @@ impl Schema {
                     return Err(format!("field `{name}`: {buckets} buckets, allowed are 2 to {CATEGORY_BUCKETS_MAX}"));
                 }
                 Field::Categorical { .. } => {}
-                Field::Text { name } | Field::Image { name } => {
+                Field::Image { name, side } if !(IMAGE_SIDE_MIN..=IMAGE_SIDE_MAX).contains(side) => {
+                    return Err(format!("field `{name}`: side {side}, allowed are {IMAGE_SIDE_MIN} to {IMAGE_SIDE_MAX}"));
+                }
+                Field::Image { .. } => {}
+                Field::Text { name } => {
                     return Err(format!("field `{name}`: its type is reserved and not served by this version"));
                 }
             }
         }
         if self.network_columns().is_none() && self.fields.len() > 1 {
-            return Err("fields: either numeric and categorical columns only, or exactly one tensor".into());
+            return Err("fields: either numeric and categorical columns only, or exactly one tensor or image".into());
         }
         let mut names = BTreeSet::new();
         for name in self.columns() {
@@ -252,20 +268,17 @@ impl Schema {
         matches!(self.target, Some(Target::Classes { .. }))
     }
 
-    /// The shape of one row's features: the tensor's, or how many numbers the columns have.
+    /// The shape of one row's features: the tensor's or the image's, or how many numbers the columns have.
     pub fn input_shape(&self) -> Vec<usize> {
-        match self.fields.first() {
-            Some(Field::Tensor { shape, .. }) => shape.clone(),
-            _ => vec![self.fields.iter().filter_map(Field::column).map(Column::width).sum()],
+        match self.fields.first().and_then(Field::tensor) {
+            Some((shape, _)) => shape,
+            None => vec![self.fields.iter().filter_map(Field::column).map(Column::width).sum()],
         }
     }
 
     /// What one row's features are made of.
     pub fn element(&self) -> Element {
-        match self.fields.first() {
-            Some(Field::Tensor { element, .. }) => *element,
-            _ => Element::F32,
-        }
+        self.fields.first().and_then(Field::tensor).map_or(Element::F32, |(_, element)| element)
     }
 
     /// Numbers in one row's features.
@@ -378,7 +391,9 @@ mod tests {
             (format!(r#"{{"fields":[{x}],"row_id":"x"}}"#), "two columns have this name"),
             (field(r#"{"name":"","type":"numeric"}"#), "a column's name"),
             (field(r#"{"name":"x","type":"text"}"#), "reserved and not served"),
-            (field(r#"{"name":"x","type":"image"}"#), "reserved and not served"),
+            (field(r#"{"name":"x","type":"image","side":7}"#), "side 7, allowed are 8 to 512"),
+            (field(r#"{"name":"x","type":"image","side":513}"#), "side 513"),
+            (field(&format!(r#"{x},{{"name":"i","type":"image","side":8}}"#)), "exactly one tensor or image"),
             (field(r#"{"name":"x","type":"categorical","buckets":1}"#), "1 buckets"),
             (field(r#"{"name":"x","type":"categorical","buckets":65537}"#), "65537 buckets"),
             (
@@ -413,6 +428,7 @@ mod tests {
             target(&format!(r#"{{"name":"y","type":"classes","classes":{CLASSES_MAX}}}"#)),
             target(r#"{"name":"y","type":"classes","classes":2}"#),
             target("null"),
+            field(r#"{"name":"x","type":"image","side":512}"#),
         ] {
             assert_eq!(schema(&json).validate(), Ok(()), "{:.80}", json);
         }
@@ -426,6 +442,8 @@ mod tests {
             field(r#"{"name":"t","type":"tensor","shape":[2]}"#),
             field(r#"{"name":"t","type":"tensor","element":"u8"}"#),
             field(r#"{"name":"t","type":"tensor","shape":[-1],"element":"u8"}"#),
+            field(r#"{"name":"x","type":"image"}"#),
+            field(r#"{"name":"x","type":"image","side":8,"optional":true}"#),
             target(r#"{"name":"y","type":"classes"}"#),
             target(r#"{"name":"y","type":"regression","classes":3}"#),
         ] {
@@ -445,10 +463,18 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_is_a_tensor_of_bytes() {
+        let schema = schema(r#"{"fields":[{"name":"x","type":"image","side":10}]}"#);
+        assert_eq!((schema.input_shape(), schema.element(), schema.row_bytes()), (vec![3, 10, 10], Element::U8, 300));
+        assert_eq!(schema.network_columns(), None);
+    }
+
+    #[test]
     fn a_schema_reads_back_as_it_was_written() {
         for text in [
             r#"{"fields":[{"type":"numeric","name":"x"}],"target":{"type":"classes","name":"y","classes":["a","b"]},"row_id":"id"}"#,
             r#"{"fields":[{"type":"tensor","name":"t","shape":[2,3],"element":"u8"}],"target":{"type":"regression","name":"y"}}"#,
+            r#"{"fields":[{"type":"image","name":"i","side":32}]}"#,
             r#"{"fields":[{"type":"numeric","name":"x","optional":true},{"type":"categorical","name":"c","buckets":256}]}"#,
         ] {
             let schema = schema(text);

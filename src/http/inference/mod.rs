@@ -48,11 +48,11 @@ pub(super) async fn index(State(app): State<Arc<App>>) -> Json<Value> {
 pub(super) async fn model(State(app): State<Arc<App>>, Path(path): Path<ModelPath>) -> Result<Json<Value>, Problem> {
     let live = path.find(&app)?;
     let input = |field: &Field| {
-        let (datatype, of_row): (_, &[usize]) = match field {
-            Field::Tensor { shape, element: Element::U8, .. } => ("UINT8", shape),
-            Field::Tensor { shape, element: Element::F32, .. } => ("FP32", shape),
-            Field::Numeric { .. } => ("FP32", &[]),
-            Field::Categorical { .. } | Field::Text { .. } | Field::Image { .. } => ("BYTES", &[]),
+        let (datatype, of_row) = match (field.tensor(), field) {
+            (Some((shape, Element::U8)), _) => ("UINT8", shape),
+            (Some((shape, Element::F32)), _) => ("FP32", shape),
+            (None, Field::Numeric { .. }) => ("FP32", Vec::new()),
+            (None, _) => ("BYTES", Vec::new()),
         };
         let shape: Vec<i64> = [-1].into_iter().chain(of_row.iter().map(|&size| size as i64)).collect();
         json!({ "name": field.name(), "datatype": datatype, "shape": shape })

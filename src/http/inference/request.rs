@@ -104,11 +104,8 @@ pub(super) fn read(body: &Bytes, head_bytes: Option<usize>, schema: &Schema) -> 
             let detail = format!("{rows} rows, {PREDICT_ROWS_MAX} are the most of one query");
             return Err(Problem::unprocessable("too_many_rows", detail));
         }
-        let of_row = match field {
-            Field::Tensor { shape, .. } => shape.iter().product(),
-            _ => 1,
-        };
-        inputs.push(tensor(input, rows.saturating_mul(of_row), &mut tail)?);
+        let of_row = field.tensor().map_or(1, |(shape, _)| shape.iter().product());
+        inputs.push(tensor(input, field, rows.saturating_mul(of_row), &mut tail)?);
     }
     if !tail.is_empty() {
         let detail = format!("{} bytes at the end of the body belong to no input", tail.len());
@@ -132,7 +129,7 @@ fn wrong(input: &str, reason: impl fmt::Display) -> Problem {
 }
 
 /// An input as a tensor that has as many elements as its shape says, and `most` at most.
-fn tensor(input: Input<'_>, most: usize, tail: &mut Bytes) -> Result<Tensor, Problem> {
+fn tensor(input: Input<'_>, field: &Field, most: usize, tail: &mut Bytes) -> Result<Tensor, Problem> {
     let Input { name, shape: AtMost(shape), datatype, parameters, data } = input;
     let of = Datatype::from_name(&datatype).ok_or_else(|| {
         let datatype: String = datatype.chars().take(LABEL_BYTES_MAX).collect();
@@ -142,9 +139,13 @@ fn tensor(input: Input<'_>, most: usize, tail: &mut Bytes) -> Result<Tensor, Pro
     let Some(count) = count.filter(|&count| count <= most) else {
         return Err(wrong(&name, format!("its shape is {shape:?}, and so many rows have {most} elements of it")));
     };
+    let are_blobs = of == Datatype::Bytes && matches!(field, Field::Image { .. });
     let elements = match (parameters.and_then(|of| of.binary_data_size), data) {
         (Some(size), None) if size > tail.len() => {
             return Err(wrong(&name, format!("binary_data_size is {size}, and {} bytes of the body are left", tail.len())));
+        }
+        (Some(size), None) if are_blobs => {
+            Elements::Blobs(runs(tail.split_to(size), count).map_err(|reason| wrong(&name, reason))?)
         }
         (Some(size), None) => binary(of, tail.split_to(size), count).map_err(|reason| wrong(&name, reason))?,
         (None, Some(data)) => listed(of, data, count).map_err(|reason| wrong(&name, reason))?,
@@ -156,17 +157,24 @@ fn tensor(input: Input<'_>, most: usize, tail: &mut Bytes) -> Result<Tensor, Pro
     Ok(Tensor { name, shape, elements })
 }
 
-/// Elements as bytes; texts each behind their length, no more than `count`.
-fn binary(of: Datatype, mut bytes: Bytes, count: usize) -> Result<Elements, String> {
+/// Elements as bytes; texts are no more than `count`.
+fn binary(of: Datatype, bytes: Bytes, count: usize) -> Result<Elements, String> {
     if let Some(size) = of.bytes() {
         if !bytes.len().is_multiple_of(size) {
             return Err(format!("{} bytes are no whole number of elements of {size} bytes", bytes.len()));
         }
         return Ok(Elements::Fixed(of, bytes));
     }
-    let mut words = Vec::new();
+    let word =
+        |(number, run): (usize, Bytes)| String::from_utf8(run.into()).map_err(|_| format!("element {number} is not UTF-8"));
+    Ok(Elements::Words(runs(bytes, count)?.into_iter().enumerate().map(word).collect::<Result<_, _>>()?))
+}
+
+/// Runs of bytes, each behind its length; no more than `count`.
+fn runs(mut bytes: Bytes, count: usize) -> Result<Vec<Bytes>, String> {
+    let mut runs = Vec::new();
     while !bytes.is_empty() {
-        let number = words.len();
+        let number = runs.len();
         if number == count {
             return Err("more elements than the shape has".to_owned());
         }
@@ -174,10 +182,9 @@ fn binary(of: Datatype, mut bytes: Bytes, count: usize) -> Result<Elements, Stri
         let Some(length) = length.filter(|&length| length <= bytes.len() - 4) else {
             return Err(format!("element {number} is longer than the bytes that are left"));
         };
-        let text = bytes.split_to(4 + length).split_off(4);
-        words.push(String::from_utf8(text.into()).map_err(|_| format!("element {number} is not UTF-8"))?);
+        runs.push(bytes.split_to(4 + length).split_off(4));
     }
-    Ok(Elements::Words(words))
+    Ok(runs)
 }
 
 /// Elements as JSON, flat or nested as the shape is; no more than `count`.

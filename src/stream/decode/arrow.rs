@@ -1,7 +1,7 @@
 //! Arrow IPC streams: what pyarrow, polars, DuckDB and the like write. Columns are found by name, in any order; a null is a missing
 //! value; dictionaries stand for their values.
 //!
-//! A tensor is a fixed-size list (or lists of lists) of its numbers, or one flat list a row. Compressed buffers are not read: compress the
+//! A tensor is a fixed-size list (or lists of lists) of its numbers, or one flat list a row; a picture is the bytes of its file. Compressed buffers are not read: compress the
 //! body instead (`Content-Encoding`), which is held to a cap.
 
 mod messages;
@@ -45,7 +45,7 @@ fn read(body: Bytes, table: &mut Table<'_>) -> Result<(), String> {
                 for field in schema.fields() {
                     if table.find(field.name()).is_none() {
                         table.fault_column(&short(field.name()), "the schema has no such column");
-                    } else if !is_read(field.data_type()) {
+                    } else if !(is_read(field.data_type()) || table.has_pictures() && is_blob(field.data_type())) {
                         let reason = format!("columns of Arrow's type {} are not read", short(&field.data_type().to_string()));
                         table.fault_column(field.name(), reason);
                     }
@@ -99,6 +99,11 @@ fn is_number(of: &DataType) -> bool {
 
 fn is_word(of: &DataType) -> bool {
     matches!(of, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+/// Bytes, as pictures have them. Not as views, of which a million may be of the same picture.
+fn is_blob(of: &DataType) -> bool {
+    matches!(of, DataType::Binary | DataType::LargeBinary)
 }
 
 /// A column's values; none for a type that no schema has.
@@ -172,6 +177,14 @@ fn cells(array: &dyn Array) -> Option<Cells<'_>> {
         DataType::Utf8View => {
             let words = array.as_string_view();
             Box::new(|row| Cell::Word(words.value(row)))
+        }
+        DataType::Binary => {
+            let blobs = array.as_binary::<i32>();
+            Box::new(|row| Cell::Blob(blobs.value(row)))
+        }
+        DataType::LargeBinary => {
+            let blobs = array.as_binary::<i64>();
+            Box::new(|row| Cell::Blob(blobs.value(row)))
         }
         DataType::Timestamp(unit, _) => times(array, *unit),
         DataType::Dictionary(key, _) => match key.as_ref() {

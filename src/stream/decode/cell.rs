@@ -13,6 +13,8 @@ pub(super) enum Cell<'a> {
     Whole(i128),
     /// A text.
     Word(&'a str),
+    /// Bytes that are no text, as of a picture.
+    Blob(&'a [u8]),
     /// True or false.
     Flag(bool),
 }
@@ -32,6 +34,12 @@ impl Cell<'_> {
             (Slot::Category(column), Cell::Word(word)) => table.put_category(column, word),
             (Slot::Category(column), Cell::Whole(value)) => table.put_category(column, &value.to_string()),
             (Slot::Category(column), Cell::Flag(value)) => table.put_category(column, if value { "true" } else { "false" }),
+            (Slot::Tensor, Cell::Word(text)) if table.has_pictures() => {
+                table.put_picture(|pictures, to| pictures.append_text(text, to))
+            }
+            (Slot::Tensor, Cell::Blob(bytes)) if table.has_pictures() => {
+                table.put_picture(|pictures, to| pictures.append(bytes, to))
+            }
             (Slot::Target, Cell::Number(value)) => table.put_target_number(value),
             (Slot::Target, Cell::Whole(value)) => table.put_target_number(value as f64),
             (Slot::Target, Cell::Word(word)) => table.put_target_word(word),
@@ -72,6 +80,7 @@ impl Cell<'_> {
             Cell::Number(value) => format!("the number {value}"),
             Cell::Whole(value) => format!("the number {value}"),
             Cell::Word(word) => format!("the text `{}`", short(word)),
+            Cell::Blob(_) => "bytes".to_owned(),
             Cell::Flag(value) => value.to_string(),
         };
         unexpected(&found, slot, table);
@@ -81,6 +90,9 @@ impl Cell<'_> {
 /// Says that something else was expected in `slot` than was found.
 pub(super) fn unexpected(found: &str, slot: Slot, table: &mut Table<'_>) {
     let expected = match slot {
+        Slot::Tensor if table.has_pictures() => {
+            "a picture (PNG, JPEG or WebP, as base64 where it is a text) or a list of numbers"
+        }
         Slot::Tensor => "a list of numbers",
         Slot::RowId => "a text or a whole number",
         Slot::Category(_) => "a text, a whole number, true or false",

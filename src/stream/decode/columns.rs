@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::cell::Cell;
 use super::table::{Slot, Table, short};
-use crate::stream::schema::Field;
 
 /// The values of something, by number.
 pub(super) type Cells<'a> = Box<dyn Fn(usize) -> Cell<'a> + 'a>;
@@ -74,9 +73,8 @@ fn put(column: &Column<'_>, row: usize, slot: Slot, table: &mut Table<'_>) {
             if had == width {
                 return range.for_each(|element| elements(element).push_element(table));
             }
-            if let Some(Field::Tensor { shape, .. }) = table.schema.fields.first() {
-                table.fault_at(slot, format!("a list of {had} numbers, expected the shape {shape:?}"));
-            }
+            let shape = table.schema.input_shape();
+            table.fault_at(slot, format!("a list of {had} numbers, expected the shape {shape:?}"));
         }
         Values::Lists { .. } => super::cell::unexpected("a list", slot, table),
     }

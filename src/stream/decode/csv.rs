@@ -79,7 +79,7 @@ fn places(header: &csv::ByteRecord, table: &mut Table<'_>) -> Option<Vec<Place>>
         places.push(match (element, column) {
             (Some(element), _) if element < width => Place::Element(element),
             (_, Some((_, Slot::Unread))) => Place::Unread,
-            (_, Some((column, slot))) if slot != Slot::Tensor => Place::Column(column, slot),
+            (_, Some((column, slot))) if slot != Slot::Tensor || table.has_pictures() => Place::Column(column, slot),
             _ => {
                 table.fault_column(&short(&name), "the schema has no such column");
                 good = false;
@@ -149,7 +149,11 @@ fn put(value: &[u8], slot: Slot, table: &mut Table<'_>) {
             Some(time_ms) => table.put_time(time_ms),
             None => table.fault_at(slot, format!("`{}` is not a whole number of milliseconds", shown(value))),
         },
-        Slot::Tensor | Slot::Unread => {}
+        Slot::Tensor => match std::str::from_utf8(value) {
+            Ok(text) => table.put_picture(|pictures, to| pictures.append_text(text, to)),
+            Err(_) => table.fault_at(slot, "a picture comes as base64 text, and this is not UTF-8"),
+        },
+        Slot::Unread => {}
     }
 }
 

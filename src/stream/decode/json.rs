@@ -6,7 +6,6 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 
 use super::cell::{Cell, unexpected};
 use super::table::{Slot, Table, short};
-use crate::stream::schema::Field;
 
 /// Reads `{"rows": [{…}, …]}`.
 pub(super) fn rows(body: &[u8], table: &mut Table<'_>) {
@@ -249,7 +248,7 @@ impl<'de> Visitor<'de> for Value<'_, '_> {
             members += 1;
         }
         let got = table.elements() - before;
-        let Some(Field::Tensor { shape, .. }) = table.schema.fields.first() else { return Ok(()) };
+        let shape = table.schema.input_shape();
         let wanted: usize = shape[depth..].iter().product();
         let flat = depth == 0 && members == got;
         if got != wanted || !(flat || members == shape[depth]) {

@@ -10,12 +10,16 @@
 //! value is missing where JSON has `null` or no such key, where a CSV cell is empty or the file lacks the column, and, in a
 //! categorical column, where a text is empty. What is missing in a column that is not optional is a fault; a label may be missing where
 //! the schema has `late_labels`.
+//!
+//! A picture comes encoded, as base64 where a format has texts only, or as the numbers of the tensor that it becomes. Decoding one takes
+//! milliseconds, so [`decode`] is for threads that may take long.
 
 mod arrow;
 mod cell;
 mod columns;
 mod csv;
 mod json;
+mod picture;
 mod raw;
 mod table;
 mod tensors;
@@ -29,6 +33,7 @@ use crate::limits::{ERRORS_LISTED_MAX, PROBLEM_TEXT_BYTES_MAX};
 use crate::rows::Rows;
 use table::Table;
 
+pub use picture::Pictures;
 pub use tensors::{Datatype, Elements, Tensor, decode_tensors};
 
 /// How rows are written.
@@ -38,7 +43,7 @@ pub enum Format {
     Json,
     /// One object a line.
     Ndjson,
-    /// A header line, then a line for each row; a tensor `t` has the columns `t_0`, `t_1`, …
+    /// A header line, then a line for each row; a tensor `t` has the columns `t_0`, `t_1`, …, and a picture `p` the column `p`.
     Csv,
     /// Little-endian sections: all features row by row (numeric columns as f32), then targets (u32 or f32), then row ids (u64),
     /// then event times (i64), each where the schema has it. Not for schemas with categorical or optional columns. A target that has

@@ -2,12 +2,16 @@
 //!
 //! The buffers never hold more than the body itself brought: a row takes its place with the values that it has, and from the
 //! first fault on (the post will be refused) no row is kept. So a million empty rows of a large schema cost nothing. Where columns
-//! are optional such rows are good ones, and what they may take is bounded by the body's length and a fixed number.
+//! are optional such rows are good ones, and what they may take is bounded by the body's length and a fixed number. Pictures, which
+//! have many more numbers than bytes, are bounded by a number of their own.
 
 use std::collections::BTreeMap;
 
+use super::picture::Pictures;
 use super::{DecodeError, Faults, Purpose};
-use crate::limits::{CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, MISSING_BYTES_MAX, POST_ROWS_MAX};
+use crate::limits::{
+    CATEGORY_BYTES_MAX, FAULTS_COUNTED_MAX, LABEL_BYTES_MAX, MISSING_BYTES_MAX, POST_PICTURES_BYTES_MAX, POST_ROWS_MAX,
+};
 use crate::network::Column;
 use crate::rows::{Block, Element, NO_CLASS, NO_VALUE, Rows, Target as Labels};
 use crate::stream::category::{Hash, MISSING};
@@ -20,7 +24,7 @@ pub(super) enum Slot {
     Numeric(usize),
     /// The categorical column that is the field of this number.
     Category(usize),
-    /// The tensor.
+    /// The tensor, or the picture.
     Tensor,
     /// The label.
     Target,
@@ -49,8 +53,9 @@ pub(super) struct Table<'a> {
     element: Element,
     width: usize,
     row_bytes: usize,
-    /// The most that the features of columns may take.
-    bytes_max: usize,
+    /// The most that the features may take; tensors of numbers take no more than the body.
+    bytes_max: Option<usize>,
+    pictures: Option<Pictures>,
     purpose: Purpose,
     faults: Faults,
     features: Vec<u8>,
@@ -91,7 +96,7 @@ impl<'a> Table<'a> {
         let beside = |slot: Slot| if learns { slot } else { Slot::Unread };
         let fields = schema.fields.iter().enumerate().map(|(number, field)| {
             let slot = match field {
-                Field::Tensor { .. } => Slot::Tensor,
+                Field::Tensor { .. } | Field::Image { .. } => Slot::Tensor,
                 Field::Categorical { .. } => Slot::Category(number),
                 _ => Slot::Numeric(number),
             };
@@ -101,13 +106,16 @@ impl<'a> Table<'a> {
         let id = schema.row_id.as_deref().map(|name| (name, beside(Slot::RowId)));
         let time = schema.event_time.as_deref().map(|name| (name, beside(Slot::EventTime)));
         let columns: Vec<_> = fields.chain(target).chain(id).chain(time).collect();
+        let (places, pictures) = (places(schema), Pictures::of(schema));
+        let of_columns = (!places.is_empty()).then_some(body_bytes.saturating_mul(2).saturating_add(MISSING_BYTES_MAX));
         Table {
             schema,
-            places: places(schema),
+            bytes_max: pictures.as_ref().map(|_| POST_PICTURES_BYTES_MAX).or(of_columns),
+            pictures,
+            places,
             element: schema.element(),
             width: schema.width(),
             row_bytes: schema.row_bytes(),
-            bytes_max: body_bytes.saturating_mul(2).saturating_add(MISSING_BYTES_MAX),
             purpose,
             faults: Faults::default(),
             features: Vec::new(),
@@ -200,14 +208,12 @@ impl<'a> Table<'a> {
         if self.rows >= POST_ROWS_MAX {
             self.fault_whole(format!("more than {POST_ROWS_MAX} rows"));
         }
-        let is_vast = !self.places.is_empty() && self.features.len() + self.row_bytes > self.bytes_max;
-        if is_vast {
-            self.fault_whole(format!(
-                "with what is missing, the rows take more than {} bytes: post fewer at once",
-                self.bytes_max
-            ));
+        let vast = self.bytes_max.filter(|&most| self.features.len() + self.row_bytes > most);
+        if let Some(most) = vast {
+            let what = if self.has_pictures() { "decoded, the pictures" } else { "with what is missing, the rows" };
+            self.fault_whole(format!("{what} take more than {most} bytes: post fewer at once"));
         }
-        self.is_ended = is_vast || self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
+        self.is_ended = vast.is_some() || self.rows >= POST_ROWS_MAX || self.faults.total >= FAULTS_COUNTED_MAX;
         if self.is_ended {
             return false;
         }
@@ -350,6 +356,19 @@ impl<'a> Table<'a> {
         match u8::try_from(value) {
             Ok(byte) if self.element == Element::U8 && self.elements() <= self.width => self.features.push(byte),
             _ => self.push_element(value as f64),
+        }
+    }
+
+    /// Whether the tensor is a picture.
+    pub(super) fn has_pictures(&self) -> bool {
+        self.pictures.is_some()
+    }
+
+    /// The present row's picture, as `append` gives it.
+    pub(super) fn put_picture(&mut self, append: impl FnOnce(&mut Pictures, &mut Vec<u8>) -> Result<(), String>) {
+        let Some(pictures) = &mut self.pictures else { return };
+        if let Err(reason) = append(pictures, &mut self.features) {
+            self.fault_at(Slot::Tensor, reason);
         }
     }
 

@@ -24,7 +24,7 @@ pub enum Datatype {
     Int(usize),
     /// IEEE 754, of 4 or 8 bytes.
     Fp(usize),
-    /// A text.
+    /// A text, or a picture's bytes.
     Bytes,
 }
 
@@ -65,6 +65,8 @@ pub enum Elements {
     Fixed(Datatype, Bytes),
     /// Texts.
     Words(Vec<String>),
+    /// The bytes of pictures.
+    Blobs(Vec<Bytes>),
 }
 
 impl Elements {
@@ -73,6 +75,7 @@ impl Elements {
         match self {
             Elements::Fixed(datatype, bytes) => bytes.len() / datatype.bytes().unwrap_or(1),
             Elements::Words(words) => words.len(),
+            Elements::Blobs(blobs) => blobs.len(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Elements {
         }
         match self {
             Elements::Words(words) => Box::new(|number| Cell::Word(&words[number])),
+            Elements::Blobs(blobs) => Box::new(|number| Cell::Blob(&blobs[number])),
             Elements::Fixed(Datatype::Bool, bytes) => Box::new(|number| Cell::Flag(bytes[number] != 0)),
             Elements::Fixed(Datatype::Fp(8), bytes) => Box::new(|number| float(f64::from_le_bytes(word::<8>(bytes, number, 0)))),
             Elements::Fixed(Datatype::Fp(_), bytes) => Box::new(|number| {
@@ -130,11 +134,11 @@ pub fn decode_tensors(schema: &Schema, tensors: &[Tensor], body_bytes: usize) ->
     let mut table = Table::new(schema, Purpose::Predict, body_bytes);
     let mut columns = Vec::with_capacity(tensors.len());
     for Tensor { name, shape, elements } in tensors {
-        let tensor = schema.fields.iter().find_map(|field| match field {
-            Field::Tensor { name: of, shape, .. } if of == name => Some(shape.as_slice()),
-            _ => None,
-        });
-        let (of_row, wanted) = (shape.get(1..).unwrap_or_default(), tensor.unwrap_or_default());
+        let field = schema.fields.iter().find(|field| field.name() == name);
+        // Pictures that come encoded are one element each.
+        let is_single = matches!(elements, Elements::Words(_) | Elements::Blobs(_)) && matches!(field, Some(Field::Image { .. }));
+        let tensor = field.filter(|_| !is_single).and_then(Field::tensor).map(|(shape, _)| shape);
+        let (of_row, wanted) = (shape.get(1..).unwrap_or_default(), tensor.as_deref().unwrap_or_default());
         let flat: usize = wanted.iter().product();
         if shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size)) != Some(elements.count()) {
             table.fault_column(name, format!("{} elements, and its shape is {shape:?}", elements.count()));

@@ -161,7 +161,7 @@ impl<V: Iterator<Item = i64>> Walk<'_, V> {
     fn column(&mut self, of: &DataType) -> Result<(), String> {
         match of {
             DataType::Null => {}
-            DataType::Utf8 | DataType::LargeUtf8 => self.skip(3),
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Binary | DataType::LargeBinary => self.skip(3),
             DataType::Utf8View => {
                 self.skip(1);
                 let views = self.buffers.next().unwrap_or_default();

@@ -1,0 +1,221 @@
+//! Where a detector's threshold comes from: the paper's midpoint of the classes, or benign states that were held out.
+//!
+//! Split conformal prediction (Vovk et al. 2005; Papadopoulos et al. 2002): with n benign scores that the direction has not learned from,
+//! the threshold is the k-th smallest, k = ⌈(n + 1)(1 − α)⌉. A benign input like them is called adversarial with a chance of at most α,
+//! whatever the scores' distribution. How often it really happens with the n that were drawn follows Beta(n + 1 − k, k), where
+//! scores are distinct: its central 95 % are told with the threshold. With k > n there are too few.
+//!
+//! What is kept are states and not scores: a direction that has moved on scores them anew, so the threshold is always of the
+//! direction that it is used with.
+
+use candle_core::{DType, Device, Result, Tensor};
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{Beta, ContinuousCDF};
+
+use super::probe::Probe;
+use crate::network::tensor::{read, tensor};
+
+/// Where the threshold comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Mode {
+    /// Half way between the mean scores of the classes: the paper's. It holds no rate of false alarms.
+    #[default]
+    Midpoint,
+    /// Held-out benign states, for a rate of false alarms.
+    Conformal {
+        /// The most of benign inputs that may be called adversarial, between 0 and 1.
+        target_fpr: f64,
+    },
+}
+
+impl Mode {
+    /// Whether it can be had at all; the text says what is wrong.
+    ///
+    /// # Errors
+    /// The rate is none.
+    pub fn validate(self) -> std::result::Result<(), String> {
+        match self {
+            Mode::Conformal { target_fpr } if !(target_fpr > 0.0 && target_fpr < 1.0) => {
+                Err(format!("target_fpr is {target_fpr}, but must be between 0 and 1"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many held-out rows it needs.
+    pub fn rows_needed(self) -> usize {
+        match self {
+            Mode::Midpoint => 0,
+            // The least n with ⌈(n + 1)(1 − α)⌉ ≤ n: an n with (n + 1) α ≥ 1.
+            Mode::Conformal { target_fpr } => {
+                let estimate = ((1.0 / target_fpr).ceil() as usize).saturating_sub(2);
+                (estimate..).find(|&rows| rank(rows, target_fpr) <= rows).unwrap_or(usize::MAX)
+            }
+        }
+    }
+}
+
+/// ⌈(n + 1)(1 − α)⌉, for an α that may have been rounded a little up: 99 rows are enough for one in a hundred.
+fn rank(rows: usize, target_fpr: f64) -> usize {
+    ((rows as f64 + 1.0) * (1.0 - target_fpr) - 1e-9).ceil().max(0.0) as usize
+}
+
+/// A score above which inputs are called adversarial.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Threshold {
+    /// Where it comes from.
+    #[serde(flatten)]
+    pub mode: Mode,
+    /// The threshold itself.
+    pub score: f64,
+    /// Held-out rows behind it; 0 for the midpoint.
+    pub calibration_rows: usize,
+    /// Where the rate of false alarms lies with 95 % confidence, for benign inputs like the held-out ones; none for the midpoint.
+    pub fpr_interval: Option<[f64; 2]>,
+}
+
+impl Threshold {
+    /// Half way between the mean scores of the classes.
+    pub fn midpoint(probe: &Probe, means: &[Vec<f64>; 2]) -> Threshold {
+        let of = |mean: &[f64]| probe.weights.iter().zip(mean).map(|(&weight, mean)| f64::from(weight) * mean).sum::<f64>();
+        let score = (of(&means[0]) + of(&means[1])) / 2.0 + probe.bias;
+        Threshold { mode: Mode::Midpoint, score, calibration_rows: 0, fpr_interval: None }
+    }
+
+    /// For this rate of false alarms, from benign scores that the direction has not learned from; none where they are too few.
+    pub fn conformal(mut scores: Vec<f64>, target_fpr: f64) -> Option<Threshold> {
+        let rows = scores.len();
+        let rank = rank(rows, target_fpr);
+        if rank == 0 || rank > rows {
+            return None;
+        }
+        let (_, score, _) = scores.select_nth_unstable_by(rank - 1, f64::total_cmp);
+        let beta = Beta::new((rows + 1 - rank) as f64, rank as f64).ok()?;
+        let fpr_interval = Some([beta.inverse_cdf(0.025), beta.inverse_cdf(0.975)]);
+        Some(Threshold { mode: Mode::Conformal { target_fpr }, score: *score, calibration_rows: rows, fpr_interval })
+    }
+}
+
+/// The newest benign states that are held out.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// `[capacity, width]`
+    states: Tensor,
+    /// How many were ever kept; the newest take the places of the oldest.
+    pub(super) seen: u64,
+}
+
+pub(super) const NAME: &str = "calibration";
+
+impl Kept {
+    pub(super) fn new(capacity: usize, width: usize) -> Result<Kept> {
+        Ok(Kept { states: Tensor::zeros((capacity, width), DType::F32, &Device::Cpu)?, seen: 0 })
+    }
+
+    /// Bytes of the states; while one is added there are twice as many.
+    pub(super) fn bytes(capacity: usize, width: usize) -> u64 {
+        4 * capacity as u64 * width as u64
+    }
+
+    pub(super) fn tensor(&self) -> &Tensor {
+        &self.states
+    }
+
+    pub(super) fn restore(&mut self, seen: u64, states: Tensor) -> std::result::Result<(), String> {
+        if states.shape() != self.states.shape() || states.dtype() != DType::F32 {
+            return Err(format!("{NAME} is {:?}, expected {:?}", states.shape(), self.states.shape()));
+        }
+        (self.seen, self.states) = (seen, states);
+        Ok(())
+    }
+
+    fn capacity(&self) -> usize {
+        self.states.dims().first().copied().unwrap_or(0)
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.capacity().min(self.seen as usize)
+    }
+
+    pub(super) fn push<'a>(&mut self, new: impl Iterator<Item = &'a [f32]>) -> Result<()> {
+        let (capacity, shape) = (self.capacity(), self.states.dims().to_vec());
+        let width = shape.get(1).copied().unwrap_or(0);
+        let mut states = read::<f32>(&self.states)?.to_vec();
+        for state in new {
+            let place = (self.seen % capacity.max(1) as u64) as usize;
+            states[place * width..(place + 1) * width].copy_from_slice(state);
+            self.seen += 1;
+        }
+        self.states = tensor(states, &shape)?;
+        Ok(())
+    }
+
+    /// Those that are there, one after the other.
+    pub(super) fn states(&self) -> Result<Vec<f32>> {
+        let width = self.states.dims().get(1).copied().unwrap_or(0);
+        Ok(read::<f32>(&self.states)?[..self.len() * width].to_vec())
+    }
+
+    pub(super) fn scores(&self, probe: &Probe) -> Result<Vec<f64>> {
+        Ok(probe.scores(&read::<f32>(&self.states)?[..self.len() * probe.weights.len()]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::random;
+
+    #[test]
+    fn a_rate_needs_so_many_rows() {
+        for (target_fpr, needed) in [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99), (0.001, 999), (0.3, 3)] {
+            let mode = Mode::Conformal { target_fpr };
+            assert_eq!(mode.rows_needed(), needed, "{target_fpr}");
+            let scores = |rows: usize| (0..rows).map(|row| row as f64).collect();
+            assert!(Threshold::conformal(scores(needed - 1), target_fpr).is_none());
+            assert_eq!(Threshold::conformal(scores(needed), target_fpr).unwrap().score, (needed - 1) as f64, "{target_fpr}");
+        }
+        for bad in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
+            assert!(Mode::Conformal { target_fpr: bad }.validate().is_err());
+        }
+    }
+
+    /// Over many draws the rate of false alarms is at most the target, and lies in the interval as often as that says.
+    #[test]
+    fn the_rate_is_held_and_lies_in_its_interval() {
+        let (target, resamples, rows) = (0.05, 1000, 199);
+        let (mut sum, mut inside) = (0.0, 0);
+        for resample in 0..resamples {
+            let mut generator = random::stream(3, resample, "conformal");
+            // Uniform scores: the rate of false alarms is 1 − threshold.
+            let scores = (0..rows).map(|_| f64::from(random::uniform(&mut generator))).collect();
+            let threshold = Threshold::conformal(scores, target).unwrap();
+            let rate = 1.0 - threshold.score;
+            sum += rate;
+            let [low, high] = threshold.fpr_interval.unwrap();
+            inside += u32::from((low..=high).contains(&rate));
+        }
+        let mean = sum / resamples as f64;
+        assert!((mean - target).abs() < 0.002, "{mean}");
+        assert!((930..=970).contains(&inside), "{inside} of 1000");
+    }
+
+    #[test]
+    fn the_newest_states_are_kept() {
+        let mut kept = Kept::new(3, 1).unwrap();
+        let probe = Probe { weights: vec![1.0], bias: 0.0 };
+        kept.push([[1.0f32].as_slice(), &[2.0]].into_iter()).unwrap();
+        assert_eq!((kept.len(), kept.scores(&probe).unwrap()), (2, vec![1.0, 2.0]));
+        kept.push([[3.0f32].as_slice(), &[4.0]].into_iter()).unwrap();
+        assert_eq!((kept.len(), kept.scores(&probe).unwrap()), (3, vec![4.0, 2.0, 3.0]));
+    }
+
+    #[test]
+    fn the_midpoint_lies_between_the_means() {
+        let probe = Probe { weights: vec![2.0, 0.0], bias: 1.0 };
+        let threshold = Threshold::midpoint(&probe, &[vec![0.0, 5.0], vec![3.0, -5.0]]);
+        assert_eq!((threshold.score, threshold.fpr_interval), (4.0, None));
+    }
+}

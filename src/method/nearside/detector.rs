@@ -1,0 +1,493 @@
+//! The fold of a detector: hidden states of labelled rows make a direction, held-out benign ones its threshold.
+//!
+//! A step is watched, scored as the direction was before it, and learned, all before the next one is taken: nothing is in flight between
+//! steps. Every so many benign rows one is held out for the threshold. All of that follows from the rows in their order, so the direction
+//! after a restart is the same to the bit.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::calibration::{self, Kept, Mode, Threshold};
+use super::carried::{self, Carried, Origin, Worth};
+use super::eye::{self, Eye};
+use super::logistic::{self, Logistic};
+use super::moments::{self, Moments, Spread};
+use super::probe::{self, Probe};
+use super::{BENIGN, Direction};
+use crate::ferret::pool::Pool;
+use crate::ferret::trainer::check_learning_rate;
+use crate::fold::{
+    BelowMinimum, Change, Demand, Fold, FoldError, Label, Outcome, Predictions, ProposalError, Score, Snapshot, State, StateRef,
+    Step, Verdict,
+};
+use crate::ledger::{Guard, Ledger, Part};
+use crate::metrics::PlanFigures;
+use crate::network;
+use crate::rows::{Rows, Target};
+
+/// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
+const FOLD_VERSION: u32 = 1;
+
+/// What a detector is made of.
+#[derive(Clone)]
+pub struct Recipe {
+    /// What it watches.
+    pub eye: Arc<dyn Eye>,
+    /// How the direction is found.
+    pub direction: Direction,
+    /// Where it comes from, if it is carried over from another encoder; `direction` then means nothing.
+    pub origin: Option<Origin>,
+    /// Every so many benign rows one is held out for the threshold; 0: none.
+    pub held_out_every: u64,
+    /// Held-out rows that are kept, the newest.
+    pub calibration_rows: usize,
+    /// Where the threshold comes from at first.
+    pub mode: Mode,
+    /// Of the logistic direction.
+    pub learning_rate: f64,
+    /// Draws its initial weights.
+    pub seed: u64,
+    /// Rows of a step, at most.
+    pub step_rows: usize,
+    /// Bytes of records that the driver holds at most.
+    pub queued_bytes: u64,
+}
+
+impl Recipe {
+    fn spread(&self) -> Spread {
+        if self.direction == Direction::Whitened && self.origin.is_none() { Spread::Covariance } else { Spread::Variances }
+    }
+
+    fn logistic(&self, threads: usize) -> Result<Option<crate::ferret::trainer::Recipe>, FoldError> {
+        match self.direction {
+            Direction::Logistic if self.origin.is_none() => {
+                logistic::recipe(self.eye.width(), self.step_rows, threads, self.learning_rate, self.seed).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The bytes of each part while so many rows are watched at once.
+    fn bytes(&self, plan: Plan) -> Result<[u64; Part::ALL.len()], FoldError> {
+        let width = self.eye.width() as u64;
+        let (moments, kept) =
+            (Moments::bytes(self.eye.width(), self.spread()), Kept::bytes(self.calibration_rows, self.eye.width()));
+        let mut bytes = [0; Part::ALL.len()];
+        bytes[Part::Weights as usize] = self.eye.weight_bytes() + 4 * width;
+        // The newest direction with the readers, and the next one.
+        bytes[Part::Snapshots as usize] = 2 * 4 * width;
+        bytes[Part::Activations as usize] = self.eye.row_bytes() * plan.rows_at_once as u64;
+        bytes[Part::Learner as usize] = moments + kept;
+        // A step's states, and whichever is the larger of what is copied while it changes.
+        bytes[Part::Workspace as usize] = 4 * width * self.step_rows as u64 + (2 * moments).max(kept);
+        bytes[Part::QueuedRows as usize] = self.queued_bytes;
+        if let Some(Origin { eye, .. }) = &self.origin {
+            let (source, target) = (eye.width(), self.eye.width());
+            bytes[Part::Weights as usize] += eye.weight_bytes() + 4 * width;
+            bytes[Part::Activations as usize] += eye.row_bytes() * plan.rows_at_once as u64;
+            bytes[Part::Learner as usize] += Carried::bytes(source, target);
+            bytes[Part::Workspace as usize] += Carried::fit_bytes(source, target);
+        }
+        if let Some(logistic) = self.logistic(1)? {
+            bytes[Part::Optimiser as usize] = logistic.planner().minimum(0).bytes.total();
+        }
+        Ok(bytes)
+    }
+
+    /// The plan that watches most rows at once, up to the number of threads, within a budget.
+    pub(super) fn propose(&self, budget_bytes: Option<u64>, threads: usize) -> Result<Plan, ProposalError> {
+        let budget_bytes = budget_bytes.unwrap_or(u64::MAX);
+        let total = |rows_at_once: usize| Ok::<u64, FoldError>(self.bytes(Plan { rows_at_once })?.iter().sum());
+        let minimum_bytes = total(1)?;
+        if budget_bytes < minimum_bytes {
+            return Err(BelowMinimum { budget_bytes, minimum_bytes }.into());
+        }
+        let mut rows_at_once = threads.clamp(1, self.step_rows);
+        while total(rows_at_once)? > budget_bytes {
+            rows_at_once -= 1;
+        }
+        Ok(Plan { rows_at_once })
+    }
+}
+
+/// How a detector is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plan {
+    /// Rows whose hidden states are found at the same time, each on a thread.
+    rows_at_once: usize,
+}
+
+/// What a detector remembers beside its tensors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Values {
+    ordinal: u64,
+    plan: Plan,
+    mode: Mode,
+    /// Rows that were learned of each class.
+    learned: [u64; 2],
+    /// Benign rows that were seen.
+    benign: u64,
+    /// Benign rows that were held out.
+    held_out: u64,
+    /// Pairs that were seen of a direction that is carried over, and what its map is worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    carried: Option<(u64, Worth)>,
+    /// Of the logistic regression, if there is one.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    logistic: Value,
+}
+
+/// Learns to tell adversarial rows from benign ones.
+pub struct Detector {
+    recipe: Recipe,
+    pool: Pool,
+    plan: Plan,
+    bytes: [u64; Part::ALL.len()],
+    minimum_bytes: u64,
+    moments: Moments,
+    logistic: Option<Logistic>,
+    carried: Option<Carried>,
+    kept: Kept,
+    mode: Mode,
+    benign: u64,
+    ordinal: u64,
+    /// Of all that was learned so far.
+    probe: Probe,
+    /// A snapshot was asked for.
+    asked: bool,
+    ledger: Ledger,
+    _held: Vec<Guard>,
+}
+
+impl Detector {
+    /// A detector at the start of its stream, under its smallest plan.
+    ///
+    /// # Errors
+    /// The arithmetic failed.
+    pub fn new(recipe: Recipe, pool: Pool) -> Result<Detector, FoldError> {
+        let (width, ledger, plan) = (recipe.eye.width(), Ledger::default(), Plan { rows_at_once: 1 });
+        let bytes = recipe.bytes(plan)?;
+        let logistic = match recipe.logistic(pool.threads())? {
+            Some(logistic) => Some(Logistic::new(logistic, pool.clone())?),
+            None => None,
+        };
+        let hold = |part: Part| ledger.take(part, bytes[part as usize]);
+        let held = [Part::Weights, Part::Learner, Part::Optimiser].map(hold).into();
+        Ok(Detector {
+            pool,
+            plan,
+            bytes,
+            minimum_bytes: bytes.iter().sum(),
+            moments: Moments::new(width, recipe.spread())?,
+            logistic,
+            carried: recipe.origin.clone().map(|origin| Carried::new(origin, width)).transpose()?,
+            kept: Kept::new(recipe.calibration_rows, width)?,
+            mode: recipe.mode,
+            benign: 0,
+            ordinal: 0,
+            probe: Probe::new(width),
+            asked: false,
+            ledger,
+            _held: held,
+            recipe,
+        })
+    }
+
+    fn follow(&mut self, plan: Plan) -> Result<(), FoldError> {
+        (self.plan, self.bytes) = (plan, self.recipe.bytes(plan)?);
+        self.ledger.reset_high_water();
+        Ok(())
+    }
+
+    fn direct(&mut self) -> Result<(), FoldError> {
+        self.probe = match (&self.logistic, &self.carried) {
+            (Some(logistic), _) => logistic.probe()?,
+            (None, Some(carried)) => self.moments.distance_along(&carried.direction()?)?,
+            (None, None) => self.moments.discriminant()?,
+        };
+        Ok(())
+    }
+
+    /// Which rows of a step are learned, and which are held out, by their classes. A direction that is carried over learns from benign
+    /// rows alone: adversarial ones are only scored.
+    fn divide(&mut self, classes: &[u32]) -> (Vec<usize>, Vec<usize>) {
+        let every = self.recipe.held_out_every;
+        (0..classes.len()).partition(|&row| {
+            let benign = classes[row] == BENIGN;
+            self.benign += u64::from(benign);
+            if benign { every == 0 || !self.benign.is_multiple_of(every) } else { self.carried.is_none() }
+        })
+    }
+
+    fn threshold(&self) -> Result<Option<Threshold>, FoldError> {
+        Ok(match self.mode {
+            Mode::Midpoint if self.moments.counts.contains(&0) => None,
+            Mode::Midpoint => Some(Threshold::midpoint(&self.probe, &self.moments.means()?)),
+            Mode::Conformal { target_fpr } => Threshold::conformal(self.kept.scores(&self.probe)?, target_fpr),
+        })
+    }
+}
+
+impl Fold for Detector {
+    fn apply(&mut self, step: Step, outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        let Some(Target::Classes(classes)) = &step.rows.target else {
+            return Err(FoldError::Contract("rows without classes cannot be learned".into()));
+        };
+        let width = self.recipe.eye.width();
+        let part = |part: Part| self.ledger.take(part, self.bytes[part as usize]);
+        let _working = [part(Part::Activations), part(Part::Workspace)];
+        let states = eye::states_on(&self.pool, self.plan.rows_at_once, &self.recipe.eye, &step.rows)?;
+        let before = probe::predictions(&self.probe.scores(&states));
+        let mut score = Score::default();
+        for (row, &class) in classes.iter().enumerate() {
+            score.add(before.score(row, Label::Class(class)));
+        }
+        let state = |row: usize| &states[row * width..(row + 1) * width];
+        let (learned, held_out) = self.divide(classes);
+        self.kept.push(held_out.iter().filter(|&&row| classes[row] == BENIGN).map(|&row| state(row)))?;
+        let mut verdict = Verdict::Learned;
+        if let Some(logistic) = &mut self.logistic {
+            let learned_states: Vec<f32> = learned.iter().flat_map(|&row| state(row)).copied().collect();
+            let learned_classes = learned.iter().map(|&row| classes[row]).collect();
+            verdict = logistic.learn(step.last, &learned_states, learned_classes)?.unwrap_or(verdict);
+        }
+        if !matches!(verdict, Verdict::Quarantined(_)) {
+            self.moments.take_in(learned.iter().map(|&row| (state(row), classes[row])))?;
+        }
+        if let Some(carried) = &mut self.carried {
+            let sources = eye::states_on(&self.pool, self.plan.rows_at_once, &carried.origin.eye, &step.rows.gather(&learned))?;
+            let source_width = carried.origin.eye.width().max(1);
+            carried.take_in(sources.chunks_exact(source_width), learned.iter().map(|&row| state(row)))?;
+        }
+        self.direct()?;
+        let (ordinal, rows, held_out) = (self.ordinal, step.rows.count as u64, held_out.len() as u64);
+        self.ordinal += 1;
+        outcomes.push(Outcome { ordinal, last: step.last, rows, held_out, verdict, score });
+        Ok(())
+    }
+
+    fn drain(&mut self, _outcomes: &mut Vec<Outcome>) -> Result<(), FoldError> {
+        Ok(())
+    }
+
+    fn propose_plan(&mut self, demand: Demand) -> Result<Value, ProposalError> {
+        Ok(json!(self.recipe.propose(demand.budget_bytes, self.pool.threads())?))
+    }
+
+    fn check(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::Plan(_) => Ok(()),
+            Change::LearningRate(_) if self.logistic.is_none() => Err("only the logistic direction has a learning rate".into()),
+            Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
+            Change::Setting(value) => {
+                let mode: Mode = serde_json::from_value(value.clone()).map_err(|error| format!("no threshold: {error}"))?;
+                mode.validate()?;
+                let (rows, needed) = (self.kept.len(), mode.rows_needed());
+                if rows < needed && needed <= self.recipe.calibration_rows {
+                    return Err(format!(
+                        "{rows} benign rows are held out, and this rate needs {needed}: post more benign examples"
+                    ));
+                }
+                if rows < needed {
+                    let most = self.recipe.calibration_rows;
+                    return Err(format!("this rate needs {needed} held-out rows, and this detector keeps {most}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn execute(&mut self, change: &Change) -> Result<(), FoldError> {
+        let misread = |error: serde_json::Error| FoldError::Contract(format!("a decision is not of a detector: {error}"));
+        match change {
+            Change::Plan(plan) => self.follow(serde_json::from_value(plan.clone()).map_err(misread)?)?,
+            Change::Setting(value) => self.mode = serde_json::from_value(value.clone()).map_err(misread)?,
+            Change::LearningRate(_) => match &mut self.logistic {
+                Some(logistic) => logistic.trainer().execute(change)?,
+                None => return Err(FoldError::Contract("this direction has no learning rate".into())),
+            },
+        }
+        Ok(())
+    }
+
+    fn begin_snapshot(&mut self, _outcomes: &mut Vec<Outcome>) -> Result<bool, FoldError> {
+        self.asked = true;
+        Ok(true)
+    }
+
+    fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
+        if !std::mem::take(&mut self.asked) {
+            return Ok(None);
+        }
+        let snapshot = DetectorSnapshot {
+            eye: self.recipe.eye.clone(),
+            probe: self.probe.clone(),
+            threshold: self.threshold()?,
+            mode: self.mode,
+            worth: self.carried.as_ref().map(|carried| carried.worth),
+            means: self.moments.means()?,
+            learned: self.moments.counts,
+            calibration_rows: self.kept.len(),
+            _held: self.ledger.take(Part::Snapshots, 4 * self.recipe.eye.width() as u64),
+        };
+        Ok(Some(Arc::new(snapshot)))
+    }
+
+    fn checkpoint(&self) -> Result<StateRef<'_>, FoldError> {
+        let named = moments::NAMES.map(str::to_owned).into_iter().zip(self.moments.tensors());
+        let mut tensors: std::collections::BTreeMap<_, _> = named.collect();
+        tensors.insert(calibration::NAME.to_owned(), self.kept.tensor());
+        if let Some(carried) = &self.carried {
+            tensors.extend(carried::NAMES.map(str::to_owned).into_iter().zip(carried.tensors()));
+        }
+        let mut of_logistic = Value::Null;
+        if let Some(logistic) = &self.logistic {
+            let StateRef { tensors: inner, values } = logistic.state()?;
+            tensors.extend(inner.into_iter().map(|(name, tensor)| (format!("{LOGISTIC}{name}"), tensor)));
+            of_logistic = values;
+        }
+        let values = Values {
+            ordinal: self.ordinal,
+            plan: self.plan,
+            mode: self.mode,
+            learned: self.moments.counts,
+            benign: self.benign,
+            held_out: self.kept.seen,
+            carried: self.carried.as_ref().map(|carried| (carried.seen(), carried.worth)),
+            logistic: of_logistic,
+        };
+        let values = serde_json::to_value(values).map_err(|error| FoldError::Contract(error.to_string()))?;
+        Ok(StateRef { tensors, values })
+    }
+
+    fn restore(&mut self, state: State) -> Result<(), FoldError> {
+        let State { mut tensors, values } = state;
+        let values: Values = serde_json::from_value(values)
+            .map_err(|error| FoldError::Contract(format!("the values of this state are not a detector's: {error}")))?;
+        let mut take =
+            |name: &str| tensors.remove(name).ok_or_else(|| FoldError::Contract(format!("{name} is missing from this state")));
+        let [means, scatter] = moments::NAMES.map(&mut take);
+        let kept = take(calibration::NAME)?;
+        self.moments.restore(values.learned, [means?, scatter?]).map_err(FoldError::Contract)?;
+        self.kept.restore(values.held_out, kept).map_err(FoldError::Contract)?;
+        if let Some(carried) = &mut self.carried {
+            let (seen, worth) = values.carried.unwrap_or_default();
+            let [sources, targets, direction] = carried::NAMES.map(&mut take);
+            carried.restore(seen, worth, [sources?, targets?, direction?]).map_err(FoldError::Contract)?;
+        }
+        if let Some(logistic) = &mut self.logistic {
+            let inner = std::mem::take(&mut tensors).into_iter();
+            let named = |(name, tensor): (String, _)| (name.strip_prefix(LOGISTIC).unwrap_or(&name).to_owned(), tensor);
+            logistic.restore(State { tensors: inner.map(named).collect(), values: values.logistic })?;
+        }
+        if let Some(name) = tensors.keys().next() {
+            return Err(FoldError::Contract(format!("this state has {name}, which a detector of this direction lacks")));
+        }
+        (self.ordinal, self.mode, self.benign) = (values.ordinal, values.mode, values.benign);
+        self.follow(values.plan)?;
+        self.direct()
+    }
+
+    fn step_rows(&self) -> usize {
+        self.recipe.step_rows
+    }
+
+    fn learning_rate(&self) -> Option<f64> {
+        self.logistic.as_ref().and_then(Logistic::learning_rate)
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn planned_bytes(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+
+    fn planned_part_bytes(&self, part: Part) -> u64 {
+        self.bytes[part as usize]
+    }
+
+    fn plan_figures(&self) -> Option<PlanFigures> {
+        None
+    }
+
+    fn minimum_bytes(&self) -> u64 {
+        self.minimum_bytes
+    }
+
+    fn outline(&self) -> Value {
+        json!({ "watches": self.recipe.eye.identity(), "width": self.recipe.eye.width() })
+    }
+
+    fn identity(&self) -> String {
+        let of_logistic = self.logistic.as_ref().map_or_else(network::identity, Logistic::identity);
+        let origin =
+            self.recipe.origin.as_ref().map(|origin| format!("; carried from {}", origin.eye.identity())).unwrap_or_default();
+        format!("nearside {FOLD_VERSION}; {}{origin}; {of_logistic}", self.recipe.eye.identity())
+    }
+}
+
+/// What the names of a logistic regression's tensors begin with, among a detector's.
+const LOGISTIC: &str = "logistic.";
+
+/// A frozen detector, shared by any number of readers.
+pub struct DetectorSnapshot {
+    eye: Arc<dyn Eye>,
+    /// The score.
+    pub probe: Probe,
+    /// Above which inputs are called adversarial; none until it can be had.
+    pub threshold: Option<Threshold>,
+    /// Where it comes from.
+    pub mode: Mode,
+    /// What the map is worth that carried the direction over; none for a direction that was found here.
+    pub worth: Option<Worth>,
+    /// The mean states of benign and of adversarial rows.
+    pub means: [Vec<f64>; 2],
+    /// Rows that were learned of each class.
+    pub learned: [u64; 2],
+    /// Held-out benign rows that are kept.
+    pub calibration_rows: usize,
+    _held: Guard,
+}
+
+impl DetectorSnapshot {
+    /// The length of the difference of the classes' means.
+    pub fn magnitude(&self) -> f64 {
+        let [benign, adversarial] = &self.means;
+        benign.iter().zip(adversarial).map(|(benign, adversarial)| (adversarial - benign).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+impl Snapshot for DetectorSnapshot {
+    fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError> {
+        Ok(probe::predictions(&self.probe.scores(&self.eye.states(rows)?)))
+    }
+}
+
+/// A detector of rows that are states already: what benchmarks compare, without an encoder.
+///
+/// # Errors
+/// The arithmetic failed.
+pub fn fold_of_states(direction: Direction, width: usize, seed: u64, pool: Pool) -> Result<Detector, FoldError> {
+    let recipe = Recipe {
+        eye: Arc::new(eye::Given { width }),
+        direction,
+        origin: None,
+        held_out_every: 0,
+        calibration_rows: 1,
+        mode: Mode::Midpoint,
+        learning_rate: logistic::LEARNING_RATE,
+        seed,
+        step_rows: super::kind::STEP_ROWS,
+        queued_bytes: 0,
+    };
+    Detector::new(recipe, pool)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::fold::Sequence;
+use crate::network::random;
+use crate::rows::{Block, Element};
+
+const WIDTH: usize = 6;
+
+/// States whose classes differ by `shift` in two of six features.
+fn rows(count: usize, shift: f32, seed: u64) -> Rows {
+    let mut generator = random::stream(seed, 0, "states");
+    let mut classes = Vec::with_capacity(count);
+    let mut states: Vec<f32> = Vec::with_capacity(count * WIDTH);
+    for row in 0..count {
+        let class = u32::from(row % 3 == 2);
+        classes.push(class);
+        for feature in 0..WIDTH {
+            let noise = (0..4).map(|_| random::uniform(&mut generator)).sum::<f32>() - 2.0;
+            states.push(noise + if feature < 2 && class == 1 { shift } else { 0.0 });
+        }
+    }
+    let bytes: Bytes = states.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let block = Block { element: Element::F32, width: WIDTH, bytes };
+    Rows { count, blocks: vec![block], target: Some(Target::Classes(classes)), ..Rows::default() }
+}
+
+fn detector(direction: Direction, mode: Mode) -> Detector {
+    let recipe = Recipe {
+        held_out_every: 2,
+        calibration_rows: 200,
+        mode,
+        step_rows: 16,
+        ..fold_of_states(direction, WIDTH, 0, Pool::new(1, 0).unwrap()).unwrap().recipe
+    };
+    Detector::new(recipe, Pool::new(2, 0).unwrap()).unwrap()
+}
+
+/// Feeds rows in steps of 16, those from `from` on.
+fn feed(fold: &mut Detector, rows: &Rows, from: usize) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for start in (from..rows.count).step_by(16) {
+        let step = rows.slice(start..rows.count.min(start + 16));
+        fold.apply(Step::starting(start as Sequence + 1, step), &mut outcomes).unwrap();
+    }
+    outcomes
+}
+
+fn snapshot(fold: &mut Detector) -> Arc<DetectorSnapshot> {
+    assert!(fold.begin_snapshot(&mut Vec::new()).unwrap());
+    let snapshot: Arc<dyn std::any::Any + Send + Sync> = fold.snapshot().unwrap().unwrap();
+    snapshot.downcast().unwrap()
+}
+
+const DIRECTIONS: [Direction; 3] = [Direction::MeanDifference, Direction::Whitened, Direction::Logistic];
+
+#[test]
+fn every_direction_tells_the_classes_apart_and_holds_its_rate() {
+    for direction in DIRECTIONS {
+        let mode = Mode::Conformal { target_fpr: 0.1 };
+        let mut fold = detector(direction, mode);
+        assert_eq!(snapshot(&mut fold).threshold, None, "nothing is held out yet");
+        let outcomes = feed(&mut fold, &rows(600, 2.0, 1), 0);
+        assert_eq!(outcomes.iter().map(|outcome| outcome.held_out).sum::<u64>(), 200, "every other one of 400 benign rows");
+        assert_eq!(outcomes.iter().map(|outcome| outcome.rows).sum::<u64>(), 600);
+        let first = outcomes[0].score;
+        assert_eq!((first.rows, first.loss as f32), (16, 16.0 * std::f32::consts::LN_2), "scored before it was learned");
+        let snapshot = snapshot(&mut fold);
+        let threshold = snapshot.threshold.unwrap();
+        assert_eq!((snapshot.learned, snapshot.calibration_rows, threshold.calibration_rows), ([200, 200], 200, 200));
+        let fresh = rows(3000, 2.0, 2);
+        let Predictions::Classes { probabilities, .. } = snapshot.predict(&fresh).unwrap() else { panic!("classes") };
+        let flagged = |class: usize| {
+            let of_class = (0..fresh.count).filter(|row| usize::from(row % 3 == 2) == class);
+            let scores: Vec<f64> =
+                of_class.map(|row| probe::score_of([probabilities[2 * row], probabilities[2 * row + 1]])).collect();
+            scores.iter().filter(|&&score| score > threshold.score).count() as f64 / scores.len() as f64
+        };
+        assert!((0.06..=0.16).contains(&flagged(0)), "{direction:?}: {}", flagged(0));
+        assert!(flagged(1) > 0.9, "{direction:?}: {}", flagged(1));
+    }
+}
+
+#[test]
+fn a_restored_state_goes_on_to_the_same_bits() {
+    let rows = rows(160, 1.0, 3);
+    for direction in DIRECTIONS {
+        let mut whole = detector(direction, Mode::Midpoint);
+        feed(&mut whole, &rows, 0);
+        let mut first = detector(direction, Mode::Midpoint);
+        feed(&mut first, &rows.slice(0..80), 0);
+        let change = Change::Setting(serde_json::json!({"mode": "conformal", "target_fpr": 0.2}));
+        first.check(&change).unwrap();
+        first.execute(&change).unwrap();
+        let state = first.checkpoint().unwrap();
+        let copies = state.tensors.iter().map(|(name, tensor)| (name.clone(), network::deep_copy(tensor).unwrap()));
+        let state = State { tensors: copies.collect(), values: state.values.clone() };
+        let mut second = detector(direction, Mode::Midpoint);
+        second.restore(state).unwrap();
+        assert_eq!(second.mode, Mode::Conformal { target_fpr: 0.2 });
+        feed(&mut second, &rows, 80);
+        assert_eq!(second.probe, whole.probe, "{direction:?}");
+        assert_eq!(second.checkpoint().unwrap().values["held_out"], whole.checkpoint().unwrap().values["held_out"]);
+        let broken = State { tensors: std::collections::BTreeMap::new(), values: serde_json::json!({}) };
+        assert!(second.restore(broken).is_err());
+    }
+}
+
+#[test]
+fn a_rate_that_cannot_be_held_is_refused() {
+    let mut fold = detector(Direction::MeanDifference, Mode::Midpoint);
+    feed(&mut fold, &rows(48, 1.0, 4), 0);
+    let check = |fold: &Detector, value: Value| fold.check(&Change::Setting(value));
+    let wish = |target_fpr: f64| serde_json::json!({"mode": "conformal", "target_fpr": target_fpr});
+    assert_eq!(check(&fold, wish(0.1)), Ok(()));
+    assert!(check(&fold, wish(0.05)).unwrap_err().contains("16 benign rows are held out, and this rate needs 19"));
+    assert!(check(&fold, wish(0.001)).unwrap_err().contains("needs 999 held-out rows, and this detector keeps 200"));
+    assert!(check(&fold, wish(2.0)).unwrap_err().contains("between 0 and 1"));
+    assert!(check(&fold, serde_json::json!({"mode": "magic"})).unwrap_err().contains("no threshold"));
+    assert!(fold.check(&Change::LearningRate(0.1)).unwrap_err().contains("logistic"));
+}
+
+#[test]
+fn what_is_held_stays_within_the_plan() {
+    for direction in DIRECTIONS {
+        let mut fold = detector(direction, Mode::Midpoint);
+        feed(&mut fold, &rows(320, 1.0, 5), 0);
+        let (first, _second) = (snapshot(&mut fold), snapshot(&mut fold));
+        assert!(fold.ledger().high_water() <= fold.planned_bytes(), "{direction:?}");
+        drop(first);
+        assert!(fold.planned_bytes() <= fold.minimum_bytes());
+    }
+}

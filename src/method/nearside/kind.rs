@@ -1,0 +1,170 @@
+//! The kind `detector`.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::calibration::Mode;
+use super::carried::Origin;
+use super::detector::{Detector, Recipe};
+use super::eye::{EncoderEye, Eye};
+use super::{Direction, logistic};
+use crate::encoder::shelf::Shelf;
+use crate::ferret::pool::Pool;
+use crate::ferret::trainer::check_learning_rate;
+use crate::fold::Fold;
+use crate::limits;
+use crate::model::kind::{Given, Kind, SpecError};
+use crate::rows::Element;
+
+/// Rows of a step where a spec does not say: few, because each takes an encoder's forward, and whoever waits sees the next version sooner.
+pub(super) const STEP_ROWS: usize = 16;
+/// Where a spec does not say: every other benign row is held out, and the newest thousand of those are kept.
+const HELD_OUT_EVERY: u64 = 2;
+const CALIBRATION_ROWS: usize = 1000;
+
+/// What a spec of this kind says beside the common part.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// The frozen encoder that is watched.
+    encoder: String,
+    /// The blocks whose states are read; by default those that did best (`mustela bench detect`).
+    blocks: Option<Vec<String>>,
+    /// Logistic by default.
+    direction: Option<Direction>,
+    /// A direction that was found in another encoder's states; takes the place of `direction`.
+    carried: Option<CarriedFrom>,
+    /// Every so many benign rows one is held out for the threshold; 0: none.
+    held_out_every: Option<u64>,
+    /// Held-out rows that are kept.
+    calibration_rows: Option<usize>,
+    /// Where the threshold comes from at first; the midpoint by default.
+    threshold: Option<Mode>,
+    /// Of the logistic direction.
+    learning_rate: Option<f64>,
+    /// Draws its initial weights; 0 by default.
+    seed: Option<u64>,
+    /// Rows of a step, at most.
+    step_rows: Option<usize>,
+}
+
+/// A direction of another detector, as it was when it was carried over.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CarriedFrom {
+    /// Whose it is.
+    pub detector: String,
+    /// The version that was taken.
+    pub version: String,
+    /// The encoder in whose states it was found.
+    pub encoder: String,
+    /// Which of them.
+    pub blocks: Vec<String>,
+    /// The difference of the classes' means.
+    pub difference: Vec<f64>,
+}
+
+/// Makes detectors that share the process's encoders and compute threads.
+#[derive(Clone)]
+pub struct DetectorKind {
+    /// The encoders.
+    pub shelf: Arc<Shelf>,
+    /// The compute threads.
+    pub pool: Pool,
+}
+
+impl DetectorKind {
+    fn recipe(&self, given: Given<'_>) -> Result<Recipe, SpecError> {
+        let Given { settings, schema, queued_bytes, .. } = given;
+        let refused = SpecError::Settings;
+        let settings: Settings = serde_json::from_value(Value::Object(settings.clone()))
+            .map_err(|error| refused(format!("kind `detector`: {error}")))?;
+        let encoder = self.shelf.get(&settings.encoder).map_err(|error| refused(error.to_string()))?;
+        let side = encoder.side;
+        if schema.element() != Element::U8 || schema.input_shape() != [3, side, side] {
+            return Err(refused(format!(
+                "encoder `{}` reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 [3, {side}, {side}]",
+                settings.encoder
+            )));
+        }
+        if !schema.is_classified() || schema.class_count() != 2 {
+            return Err(refused("a detector learns from two classes, the first benign and the second adversarial".into()));
+        }
+        let origin = settings.carried.map(|carried| self.origin(&carried)).transpose()?;
+        if origin.is_some() && settings.direction.is_some() {
+            return Err(refused("a direction is either carried over or found here: `carried` or `direction`".into()));
+        }
+        let blocks = settings.blocks.unwrap_or_else(|| encoder.default_blocks());
+        let eye = EncoderEye::new(encoder, &blocks).map_err(refused)?;
+        let direction = settings.direction.unwrap_or_default();
+        let inverted = direction == Direction::Whitened || origin.is_some();
+        if inverted && eye.width() > limits::WHITENED_WIDTH_MAX {
+            let (width, most) = (eye.width(), limits::WHITENED_WIDTH_MAX);
+            return Err(refused(format!(
+                "blocks: their states have {width} numbers, {most} are the most of a direction that is whitened or carried over"
+            )));
+        }
+        let mode = settings.threshold.unwrap_or_default();
+        mode.validate().map_err(refused)?;
+        let learning_rate = settings.learning_rate.unwrap_or(logistic::LEARNING_RATE);
+        check_learning_rate(learning_rate).map_err(refused)?;
+        let within = |name: &str, value: usize, most: usize| {
+            if (1..=most).contains(&value) {
+                return Ok(value);
+            }
+            Err(refused(format!("{name} is {value}, allowed are 1 to {most}")))
+        };
+        Ok(Recipe {
+            eye: Arc::new(eye),
+            direction,
+            origin,
+            held_out_every: settings.held_out_every.unwrap_or(HELD_OUT_EVERY),
+            calibration_rows: within(
+                "calibration_rows",
+                settings.calibration_rows.unwrap_or(CALIBRATION_ROWS),
+                limits::CALIBRATION_ROWS_MAX,
+            )?,
+            mode,
+            learning_rate,
+            seed: settings.seed.unwrap_or(0),
+            step_rows: within("step_rows", settings.step_rows.unwrap_or(STEP_ROWS), limits::STEP_ROWS_MAX)?,
+            queued_bytes,
+        })
+    }
+}
+
+impl DetectorKind {
+    fn origin(&self, carried: &CarriedFrom) -> Result<Origin, SpecError> {
+        let refused = |reason: String| SpecError::Settings(format!("carried: {reason}"));
+        let encoder = self.shelf.get(&carried.encoder).map_err(|error| refused(error.to_string()))?;
+        let eye = EncoderEye::new(encoder, &carried.blocks).map_err(refused)?;
+        let (width, given) = (eye.width(), carried.difference.len());
+        if width != given || carried.difference.iter().any(|value| !value.is_finite()) {
+            return Err(refused(format!("difference has {given} numbers, the blocks have {width}; all must be finite")));
+        }
+        if width > limits::WHITENED_WIDTH_MAX {
+            let most = limits::WHITENED_WIDTH_MAX;
+            return Err(refused(format!(
+                "the blocks have {width} numbers, {most} are the most of a direction that is carried over"
+            )));
+        }
+        Ok(Origin { eye: Arc::new(eye), difference: carried.difference.clone() })
+    }
+}
+
+impl Kind for DetectorKind {
+    fn name(&self) -> &'static str {
+        "detector"
+    }
+
+    fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<Value, SpecError> {
+        let plan = self.recipe(given)?.propose(budget_bytes, self.pool.threads())?;
+        Ok(serde_json::json!(plan))
+    }
+
+    fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
+        Ok(Box::new(Detector::new(self.recipe(given)?, self.pool.clone())?))
+    }
+}
