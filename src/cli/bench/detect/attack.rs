@@ -106,9 +106,7 @@ pub(super) fn craft(
     let blocks = victim.blocks().len();
     for _ in 0..method.steps {
         let pixels = Tensor::from_slice(&at, (1, 3, side, side), &Device::Cpu)?;
-        let pull = |seen: &Seen| {
-            (goal.pull(seen), evasion.map_or_else(|| vec![None; blocks], |evasion| evasion.pull(seen)))
-        };
+        let pull = |seen: &Seen| (goal.pull(seen), evasion.map_or_else(|| vec![None; blocks], |evasion| evasion.pull(seen)));
         let slope = victim.slope(&pixels, &pull)?.flatten_all()?.to_vec1::<f32>()?;
         for ((value, &origin), &slope) in at.iter_mut().zip(&origin).zip(&slope) {
             // No slope, no step: the sign of 0 is not 1 here.

@@ -49,7 +49,6 @@ impl Row {
 
 /// A direction in the states of some blocks.
 pub(super) struct Linear {
-    pub(super) direction: Direction,
     pub(super) blocks: Vec<usize>,
     pub(super) probe: Probe,
     /// AUROC on the fitted pictures that were held out while blocks were chosen.
@@ -72,11 +71,17 @@ impl Panel {
     /// Fits them all; `blocks` are read where they are given, and otherwise those that did best, for each direction.
     ///
     /// Chosen by a third of the fitted pictures that the direction had not seen; then all of them are learned from.
-    pub(super) fn fit(widths: &[usize], benign: &[Row], adversarial: &[Row], blocks: &[usize], pool: &Pool) -> Result<Panel, Failure> {
+    pub(super) fn fit(
+        widths: &[usize],
+        benign: &[Row],
+        adversarial: &[Row],
+        blocks: &[usize],
+        pool: &Pool,
+    ) -> Result<Panel, Failure> {
         let fitted = DIRECTIONS.map(|direction| {
             let (blocks, validated) = choose(direction, widths, benign, adversarial, blocks, pool)?;
             let probe = learn(direction, &blocks, benign.iter(), adversarial.iter(), pool)?;
-            Ok::<Linear, Failure>(Linear { direction, blocks, probe, validated })
+            Ok::<Linear, Failure>(Linear { blocks, probe, validated })
         });
         let [mean_difference, whitened, logistic] = fitted;
         let linear = [mean_difference?, whitened?, logistic?];
@@ -114,9 +119,8 @@ fn choose(
         let held_out = |row: &&Row| row.source.is_multiple_of(3);
         let seen = |row: &&Row| !held_out(row);
         let probe = learn(direction, blocks, benign.iter().filter(seen), adversarial.iter().filter(seen), pool)?;
-        let scores = |rows: &[Row]| -> Vec<f64> {
-            rows.iter().filter(held_out).map(|row| probe.score(&row.joined(blocks))).collect()
-        };
+        let scores =
+            |rows: &[Row]| -> Vec<f64> { rows.iter().filter(held_out).map(|row| probe.score(&row.joined(blocks))).collect() };
         let area = auroc(&scores(adversarial), &scores(benign)).ok_or("no adversarial pictures to choose blocks by")?;
         Ok((blocks.clone(), area))
     };
