@@ -44,6 +44,8 @@ pub struct Config {
     pub http: Http,
     /// Defaults of models.
     pub model: Model,
+    /// Pretrained encoders.
+    pub models: Models,
     /// When a stream counts as changed.
     pub drift: Drift,
     /// When checkpoints are written.
@@ -141,6 +143,14 @@ pub struct Model {
     pub memory_bytes_max: u64,
     /// Window of the sliding scores.
     pub sliding_window_rows: usize,
+}
+
+/// Pretrained encoders; read by `serve` and `models`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Models {
+    /// Their folder.
+    pub dir: PathBuf,
 }
 
 /// When a stream counts as changed; read by `model`.

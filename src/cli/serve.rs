@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use super::{EX_USAGE, Failure, complain};
 use crate::config::Config;
 use crate::disk::Disk;
+use crate::encoder::shelf::Shelf;
 use crate::ferret::pool::Pool;
 use crate::ferret::rate::Objective;
 use crate::http::body::BodyLimits;
@@ -25,6 +26,7 @@ use crate::http::events::Feed;
 use crate::http::server::{self, Patience};
 use crate::http::{self, App};
 use crate::memory::{self, Room};
+use crate::method::nearside::kind::DetectorKind;
 use crate::metrics::{self, Figures, Metrics, ServiceFigures, StreamFigures};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::kind::Kinds;
@@ -278,7 +280,9 @@ pub(super) fn objective(config: &Config) -> Objective {
 /// The compute threads cannot be started.
 pub fn kinds(config: &Config) -> Result<Kinds, Failure> {
     let pool = Pool::new(config.compute.threads, i32::from(config.compute.nice))?;
-    Ok(Kinds::default().with(NetworkKind { pool, step_rows: config.model.step_rows, objective: objective(config) }))
+    let shelf = Arc::new(Shelf::new(&config.models.dir));
+    let network = NetworkKind { pool: pool.clone(), step_rows: config.model.step_rows, objective: objective(config) };
+    Ok(Kinds::default().with(network).with(DetectorKind { shelf, pool }))
 }
 
 /// What lies in a data folder.

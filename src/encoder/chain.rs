@@ -10,7 +10,7 @@ pub(super) trait Module: Send + Sync {
     fn output_shape(&self) -> &[usize];
 
     /// Bytes of its weights.
-    fn weight_bytes(&self) -> u64;
+    fn bytes(&self) -> u64;
 
     /// The most bytes that one row's [`Module::predict`] holds at once: what a layer reads, what it makes, and its scratch.
     fn forward_bytes(&self) -> u64;
@@ -48,7 +48,7 @@ impl Module for Chain {
         &self.output_shape
     }
 
-    fn weight_bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         let weights = self.layers.iter().flat_map(|(_, weights)| weights);
         weights.map(|weight| (weight.elem_count() * size_of::<f32>()) as u64).sum()
     }
@@ -105,8 +105,8 @@ impl Module for Fire {
         &self.output_shape
     }
 
-    fn weight_bytes(&self) -> u64 {
-        self.squeeze.weight_bytes() + self.expand.iter().map(Chain::weight_bytes).sum::<u64>()
+    fn bytes(&self) -> u64 {
+        self.squeeze.bytes() + self.expand.iter().map(Chain::bytes).sum::<u64>()
     }
 
     fn forward_bytes(&self) -> u64 {

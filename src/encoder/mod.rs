@@ -26,7 +26,6 @@ pub struct Encoder {
     /// Side of the square pictures that it reads.
     pub side: usize,
     preprocessing: Preprocessing,
-    default_blocks: &'static [&'static str],
     blocks: Vec<Block>,
     /// From the last block to the classes.
     head: Chain,
@@ -80,14 +79,9 @@ impl Encoder {
         self.blocks.iter().map(|block| (block.name.as_str(), block.module.output_shape()[0])).collect()
     }
 
-    /// The blocks that detectors read where nobody says: their states told attacks best (`mustela bench detect`).
-    pub fn default_blocks(&self) -> Vec<String> {
-        self.default_blocks.iter().map(|&block| block.to_owned()).collect()
-    }
-
-    /// Bytes of the weights.
-    pub fn weight_bytes(&self) -> u64 {
-        self.blocks.iter().map(|block| block.module.weight_bytes()).sum::<u64>() + self.head.weight_bytes()
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|block| block.module.bytes()).sum::<u64>() + self.head.bytes()
     }
 
     /// The most bytes that the forward of one picture holds at once beside the weights.

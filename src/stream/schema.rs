@@ -391,9 +391,6 @@ mod tests {
             (format!(r#"{{"fields":[{x}],"row_id":"x"}}"#), "two columns have this name"),
             (field(r#"{"name":"","type":"numeric"}"#), "a column's name"),
             (field(r#"{"name":"x","type":"text"}"#), "reserved and not served"),
-            (field(r#"{"name":"x","type":"image","side":7}"#), "side 7, allowed are 8 to 512"),
-            (field(r#"{"name":"x","type":"image","side":513}"#), "side 513"),
-            (field(&format!(r#"{x},{{"name":"i","type":"image","side":8}}"#)), "exactly one tensor or image"),
             (field(r#"{"name":"x","type":"categorical","buckets":1}"#), "1 buckets"),
             (field(r#"{"name":"x","type":"categorical","buckets":65537}"#), "65537 buckets"),
             (
@@ -428,7 +425,6 @@ mod tests {
             target(&format!(r#"{{"name":"y","type":"classes","classes":{CLASSES_MAX}}}"#)),
             target(r#"{"name":"y","type":"classes","classes":2}"#),
             target("null"),
-            field(r#"{"name":"x","type":"image","side":512}"#),
         ] {
             assert_eq!(schema(&json).validate(), Ok(()), "{:.80}", json);
         }
@@ -442,8 +438,6 @@ mod tests {
             field(r#"{"name":"t","type":"tensor","shape":[2]}"#),
             field(r#"{"name":"t","type":"tensor","element":"u8"}"#),
             field(r#"{"name":"t","type":"tensor","shape":[-1],"element":"u8"}"#),
-            field(r#"{"name":"x","type":"image"}"#),
-            field(r#"{"name":"x","type":"image","side":8,"optional":true}"#),
             target(r#"{"name":"y","type":"classes"}"#),
             target(r#"{"name":"y","type":"regression","classes":3}"#),
         ] {
@@ -463,10 +457,23 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_a_tensor_of_bytes() {
-        let schema = schema(r#"{"fields":[{"name":"x","type":"image","side":10}]}"#);
-        assert_eq!((schema.input_shape(), schema.element(), schema.row_bytes()), (vec![3, 10, 10], Element::U8, 300));
-        assert_eq!(schema.network_columns(), None);
+    fn a_picture_is_a_tensor_of_bytes_and_alone() {
+        let of = |members: &str, more: &str| format!(r#"{{"fields":[{{"name":"p","type":"image"{members}}}{more}]}}"#);
+        let picture = schema(&of(r#","side":10"#, ""));
+        assert_eq!((picture.input_shape(), picture.element(), picture.row_bytes()), (vec![3, 10, 10], Element::U8, 300));
+        assert_eq!((picture.network_columns(), picture.validate()), (None, Ok(())));
+        assert_eq!(schema(&of(r#","side":512"#, "")).validate(), Ok(()));
+        for (side, more, reason) in [
+            (7, "", "side 7, allowed are 8 to 512"),
+            (513, "", "side 513"),
+            (8, r#",{"name":"x","type":"numeric"}"#, "exactly one tensor or image"),
+        ] {
+            let error = schema(&of(&format!(r#","side":{side}"#), more)).validate().unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+        for members in ["", r#","side":8,"optional":true"#, r#","side":-8"#, r#","side":8,"shape":[3,8,8]"#] {
+            assert!(serde_json::from_str::<Schema>(&of(members, "")).is_err(), "{members}");
+        }
     }
 
     #[test]

@@ -456,10 +456,15 @@ pub struct DetectorSnapshot {
 }
 
 impl DetectorSnapshot {
-    /// The length of the difference of the classes' means.
-    pub fn magnitude(&self) -> f64 {
+    /// The difference of the classes' means.
+    pub fn difference(&self) -> Vec<f64> {
         let [benign, adversarial] = &self.means;
-        benign.iter().zip(adversarial).map(|(benign, adversarial)| (adversarial - benign).powi(2)).sum::<f64>().sqrt()
+        adversarial.iter().zip(benign).map(|(adversarial, benign)| adversarial - benign).collect()
+    }
+
+    /// Its length.
+    pub fn magnitude(&self) -> f64 {
+        self.difference().iter().map(|value| value * value).sum::<f64>().sqrt()
     }
 }
 

@@ -118,7 +118,7 @@ impl Eye for EncoderEye {
     }
 
     fn weight_bytes(&self) -> u64 {
-        self.encoder.weight_bytes()
+        self.encoder.bytes()
     }
 
     fn row_bytes(&self) -> u64 {

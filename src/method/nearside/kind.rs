@@ -10,7 +10,7 @@ use super::carried::Origin;
 use super::detector::{Detector, Recipe};
 use super::eye::{EncoderEye, Eye};
 use super::{Direction, logistic};
-use crate::encoder::shelf::Shelf;
+use crate::encoder::shelf::{Shelf, Source};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::check_learning_rate;
 use crate::fold::Fold;
@@ -18,6 +18,8 @@ use crate::limits;
 use crate::model::kind::{Given, Kind, SpecError};
 use crate::rows::Element;
 
+/// What a spec's `kind` says.
+pub const KIND: &str = "detector";
 /// Rows of a step where a spec does not say: few, because each takes an encoder's forward, and whoever waits sees the next version sooner.
 pub(super) const STEP_ROWS: usize = 16;
 /// Where a spec does not say: every other benign row is held out, and the newest thousand of those are kept.
@@ -82,7 +84,8 @@ impl DetectorKind {
         let settings: Settings = serde_json::from_value(Value::Object(settings.clone()))
             .map_err(|error| refused(format!("kind `detector`: {error}")))?;
         let encoder = self.shelf.get(&settings.encoder).map_err(|error| refused(error.to_string()))?;
-        let side = encoder.side;
+        let source = Source::find(&settings.encoder).map_err(|error| refused(error.to_string()))?;
+        let side = source.side;
         if schema.element() != Element::U8 || schema.input_shape() != [3, side, side] {
             return Err(refused(format!(
                 "encoder `{}` reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 [3, {side}, {side}]",
@@ -96,7 +99,7 @@ impl DetectorKind {
         if origin.is_some() && settings.direction.is_some() {
             return Err(refused("a direction is either carried over or found here: `carried` or `direction`".into()));
         }
-        let blocks = settings.blocks.unwrap_or_else(|| encoder.default_blocks());
+        let blocks = settings.blocks.unwrap_or_else(|| source.blocks());
         let eye = EncoderEye::new(encoder, &blocks).map_err(refused)?;
         let direction = settings.direction.unwrap_or_default();
         let inverted = direction == Direction::Whitened || origin.is_some();
@@ -156,7 +159,7 @@ impl DetectorKind {
 
 impl Kind for DetectorKind {
     fn name(&self) -> &'static str {
-        "detector"
+        KIND
     }
 
     fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<Value, SpecError> {

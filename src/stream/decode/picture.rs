@@ -25,10 +25,15 @@ pub struct Pictures {
 }
 
 impl Pictures {
+    /// Squares of this side are made of them.
+    pub fn new(side: usize) -> Pictures {
+        Pictures { side, pixels_left: POST_PIXELS_MAX }
+    }
+
     /// None where rows have no picture.
-    pub fn of(schema: &Schema) -> Option<Pictures> {
+    pub(super) fn of(schema: &Schema) -> Option<Pictures> {
         match schema.fields.as_slice() {
-            [Field::Image { side, .. }] => Some(Pictures { side: *side, pixels_left: POST_PIXELS_MAX }),
+            [Field::Image { side, .. }] => Some(Pictures::new(*side)),
             _ => None,
         }
     }

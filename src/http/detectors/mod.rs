@@ -1,0 +1,269 @@
+//! The doors of detectors: a stream of labelled pictures and a model of the kind `detector` under one name.
+//!
+//! What is not done here is done by the doors of streams and models: examples are a batch of rows, and a detector is in the list of models
+//! with its budget, its checkpoints and its events. [`pictures`] reads what is to be looked at, [`detect`] looks.
+
+pub(super) mod detect;
+mod evaluate;
+pub(super) mod moderations;
+mod pictures;
+
+pub(super) use detect::detect;
+pub(super) use evaluate::evaluate;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use super::models;
+use super::problem::Problem;
+use super::request;
+use super::streams::{self, BatchQuery};
+use crate::encoder::shelf::Source;
+use crate::fold::{Snapshot, Version};
+use crate::method::nearside::DetectorSnapshot;
+use crate::method::nearside::calibration::Mode;
+use crate::method::nearside::kind::{CarriedFrom, KIND};
+use crate::model::live::Live;
+use crate::model::registry::RegistryError;
+use crate::model::spec::ModelSpec;
+use crate::stream::schema::{Classes, Field, Target};
+use crate::stream::{Schema, StreamError};
+
+/// The classes of a detector's stream, benign first.
+const CLASSES: [&str; 2] = ["benign", "adversarial"];
+
+/// The body of `PUT /v1/detectors/{d}`: a model's spec without its kind, and with a stream only where it is not the detector's own.
+pub(super) async fn put(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let body: Map<String, Value> = request::json(&headers, body, app.body_limits).await?;
+    app.blocking(move |app| made(app, &name, body)).await
+}
+
+fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response, Problem> {
+    let invalid = |detail: String| Problem::unprocessable("invalid_detector", detail);
+    if body.contains_key("kind") {
+        return Err(invalid("kind: a detector's is `detector`, and not to be said".into()));
+    }
+    let encoder = body.get("encoder").and_then(Value::as_str).ok_or_else(|| invalid("encoder: its name is missing".into()))?;
+    let encoder = Source::find(encoder).map_err(|error| invalid(error.to_string()))?;
+    // What is left out is written down, so that a data folder means the same under another default.
+    if !body.contains_key("blocks") {
+        body.insert("blocks".into(), json!(encoder.blocks()));
+    }
+    body.insert("kind".into(), KIND.into());
+    let own = !body.contains_key("stream");
+    if own {
+        body.insert("stream".into(), name.into());
+    }
+    let spec: ModelSpec = serde_json::from_value(Value::Object(body)).map_err(|error| invalid(error.to_string()))?;
+    let stream_is_new = own && app.streams.create(name, schema(encoder))?.1;
+    let made = app.models.create(name, spec);
+    if made.is_err() && stream_is_new {
+        // Nobody has posted to it in this instant, or it stays.
+        app.models.delete_stream(name).ok();
+        app.metrics.remove_stream(name);
+    }
+    let (live, created) = made.map_err(|error| match error {
+        RegistryError::Stream(StreamError::NotFound(stream)) => {
+            Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`"))
+        }
+        error => error.into(),
+    })?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(view(&live))).into_response())
+}
+
+/// What a detector's own stream has: a picture of the side that the encoder reads, and its class.
+fn schema(encoder: &Source) -> Schema {
+    Schema {
+        fields: vec![Field::Image { name: "image".into(), side: encoder.side }],
+        target: Some(Target::Classes { name: "label".into(), classes: Classes::Names(CLASSES.map(str::to_owned).into()) }),
+        row_id: None,
+        event_time: None,
+        late_labels: None,
+    }
+}
+
+/// The detector of this name.
+fn find(app: &App, name: &str) -> Result<Arc<Live>, Problem> {
+    app.models.get(name).ok().filter(|live| live.spec.kind == KIND).ok_or_else(|| Problem::not_found("detector", name))
+}
+
+/// A snapshot as what it is; none of a detector that has never come up.
+fn known(snapshot: Arc<dyn Snapshot>) -> Option<Arc<DetectorSnapshot>> {
+    let any: Arc<dyn Any + Send + Sync> = snapshot;
+    any.downcast().ok()
+}
+
+pub(super) async fn get(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    Ok(Json(view(&*find(&app, &name)?)))
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+    let models = app.models.list();
+    let detectors: Vec<Value> = models.iter().filter(|live| live.spec.kind == KIND).map(|live| view(live)).collect();
+    Json(json!({ "detectors": detectors }))
+}
+
+/// Deletes the detector, and its own stream with all examples, unless others learn from that.
+pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
+    app.blocking(move |app| {
+        let live = find(app, &name)?;
+        app.models.delete(&name)?;
+        if live.stream.name == name && app.models.of_stream(&name).is_empty() {
+            app.models.delete_stream(&name)?;
+            app.metrics.remove_stream(&name);
+        }
+        Ok(StatusCode::NO_CONTENT)
+    })
+    .await
+}
+
+/// A batch of rows for the detector's stream, in any of its formats.
+pub(super) async fn post_examples(
+    state: State<Arc<App>>,
+    Path(name): Path<String>,
+    query: Query<BatchQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let found = find(&state, &name);
+    let (live, body) = super::body::unless_refused(found, body, state.body_limits).await?;
+    streams::post_batch(state, Path(live.stream.name.clone()), query, headers, body).await
+}
+
+/// Where the threshold comes from, from here on; answered when it holds.
+pub(super) async fn calibrate(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, Problem> {
+    let live = find(&app, &name)?;
+    let mode: Mode = request::json(&headers, body, app.body_limits).await?;
+    live.set(json!(mode)).await?;
+    Ok(Json(view(&live)))
+}
+
+/// The body of `POST …/transfer`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Transfer {
+    /// What the new detector is called.
+    name: String,
+    /// The encoder that it watches.
+    encoder: String,
+    /// Which of its blocks.
+    blocks: Option<Vec<String>>,
+    /// Where its threshold comes from; a rate of 5 % by default, because there is no midpoint without adversarial rows.
+    threshold: Option<Mode>,
+}
+
+/// Makes a detector on another encoder of this one's direction, as it is now: the map between them is fitted on the benign rows of the same
+/// stream, those that come and those that the log has.
+pub(super) async fn transfer(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let live = find(&app, &name)?;
+    let Transfer { name: carried, encoder, blocks, threshold } = request::json(&headers, body, app.body_limits).await?;
+    let published = live.published();
+    let snapshot = known(published.snapshot.clone()).ok_or_else(|| failed(&live))?;
+    if snapshot.learned.contains(&0) {
+        return Err(not_ready(&live, "its direction needs examples of both classes"));
+    }
+    let watched = |key: &str| live.spec.settings.get(key).cloned().unwrap_or_default();
+    let from: CarriedFrom = serde_json::from_value(json!({
+        "detector": name,
+        "version": published.version,
+        "encoder": watched("encoder"),
+        "blocks": watched("blocks"),
+        "difference": snapshot.difference(),
+    }))
+    .map_err(|error| not_ready(&live, &error.to_string()))?;
+    let threshold = threshold.unwrap_or(Mode::Conformal { target_fpr: 0.05 });
+    let mut spec = Map::from_iter([
+        ("stream".to_owned(), json!(live.stream.name)),
+        ("encoder".to_owned(), json!(encoder)),
+        ("threshold".to_owned(), json!(threshold)),
+        ("carried".to_owned(), json!(from)),
+    ]);
+    spec.extend(blocks.map(|blocks| ("blocks".to_owned(), json!(blocks))));
+    app.blocking(move |app| made(app, &carried, spec)).await
+}
+
+/// A detector that has failed before it could answer anything.
+fn failed(live: &Live) -> Problem {
+    Problem::unavailable("model_failed", format!("detector `{}` stands still: GET it says why", live.name))
+}
+
+/// A detector that has yet to learn what it is asked for.
+fn not_ready(live: &Live, reason: &str) -> Problem {
+    Problem::conflict("detector_not_ready", format!("detector `{}` is not ready: {reason}", live.name))
+}
+
+/// What a threshold that is not there yet waits for.
+fn waits_for(snapshot: &DetectorSnapshot) -> String {
+    match snapshot.mode {
+        Mode::Midpoint => "its midpoint needs examples of both classes".to_owned(),
+        Mode::Conformal { target_fpr } => {
+            let (rows, needed) = (snapshot.calibration_rows, snapshot.mode.rows_needed());
+            format!("a rate of {target_fpr} needs {needed} benign examples that are held out, and it has {rows}")
+        }
+    }
+}
+
+/// What `GET /v1/detectors/{d}` says.
+fn view(live: &Live) -> Value {
+    let published = live.published();
+    let snapshot = known(published.snapshot.clone());
+    let mut settings = live.spec.settings.clone();
+    if let Some(carried) = settings.get_mut("carried").and_then(Value::as_object_mut) {
+        // As long as the states are wide; the model's spec has it.
+        carried.remove("difference");
+    }
+    json!({
+        "id": live.name,
+        "object": "detector",
+        "stream": live.stream.name,
+        "settings": settings,
+        "version": published.version,
+        "examples": snapshot.as_ref().map(|snapshot| {
+            let [benign, adversarial] = snapshot.learned;
+            json!({ "benign": benign, "adversarial": adversarial, "held_out": snapshot.calibration_rows })
+        }),
+        "direction": snapshot.as_ref().map(|snapshot| direction(snapshot, published.version)),
+        "threshold": snapshot.as_ref().and_then(|snapshot| snapshot.threshold),
+        "waits_for": snapshot.as_ref().filter(|snapshot| snapshot.threshold.is_none()).map(|snapshot| waits_for(snapshot)),
+        "model": models::view(live),
+    })
+}
+
+fn direction(snapshot: &DetectorSnapshot, version: Version) -> Value {
+    let norm = snapshot.probe.weights.iter().map(|&weight| f64::from(weight).powi(2)).sum::<f64>().sqrt();
+    let bytes: Vec<u8> = snapshot.probe.weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    json!({
+        "version": version,
+        "width": snapshot.probe.weights.len(),
+        "norm": norm,
+        "bias": snapshot.probe.bias,
+        "hash": blake3::hash(&bytes).to_hex().as_str(),
+        "difference_norm": (!snapshot.learned.contains(&0)).then(|| snapshot.magnitude()),
+        "map": snapshot.worth,
+    })
+}
