@@ -20,7 +20,7 @@ use crate::ferret::pool::Pool;
 use crate::network::random;
 
 /// How much is done.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Scale {
     /// Pictures of all three parts.
     pub(super) pictures: usize,
@@ -41,11 +41,9 @@ pub(super) struct Scale {
     pub(super) lambdas: &'static [f32],
     /// Rounds of the measurement of time.
     pub(super) rounds: usize,
-    /// Pictures that the live network learns, and how many times over.
-    pub(super) training_rows: usize,
-    pub(super) training_passes: usize,
 }
 
+/// Of the encoders, whose gradients take most of the time.
 pub(super) const FULL: Scale = Scale {
     pictures: 1500,
     fit_attacked: 200,
@@ -57,8 +55,6 @@ pub(super) const FULL: Scale = Scale {
     epsilons: &[2, 4, 8, 16],
     lambdas: &[0.1, 0.3, 1.0, 3.0],
     rounds: 200,
-    training_rows: 10_000,
-    training_passes: 5,
 };
 
 pub(super) const QUICK: Scale = Scale {
@@ -72,8 +68,18 @@ pub(super) const QUICK: Scale = Scale {
     epsilons: &[4, 8],
     lambdas: &[0.3, 3.0],
     rounds: 64,
-    training_rows: 4000,
-    training_passes: 3,
+};
+
+/// Of the live network, which is small.
+pub(super) const LIVE: Scale = Scale {
+    pictures: 1500,
+    fit_attacked: 600,
+    attacked: 400,
+    controls: 400,
+    mutated_benign: 300,
+    mutated: 100,
+    rounds: 600,
+    ..FULL
 };
 
 /// The strength of the attack that detectors learn, and of those that come in one strength.
@@ -143,6 +149,7 @@ pub(super) fn examine(setting: &Setting<'_>) -> Result<Findings, Failure> {
     let default_detector = panel.default_detector();
     Ok(Findings {
         network: setting.victim.name(),
+        scale: *scale,
         sizes: Sizes {
             fit_benign: fit.len(),
             fit_adversarial: learned.len(),

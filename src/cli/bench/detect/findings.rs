@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::detectors::{NAMES, Panel, Row};
+use super::experiment::Scale;
 use super::overhead::Overhead;
 use crate::cli::Failure;
 use crate::method::nearside::Threshold;
@@ -16,6 +17,7 @@ const CONFIDENCE: f64 = 0.95;
 #[derive(Serialize)]
 pub(super) struct Findings {
     pub(super) network: String,
+    pub(super) scale: Scale,
     pub(super) sizes: Sizes,
     /// Which of the detectors is the default.
     pub(super) default_detector: &'static str,

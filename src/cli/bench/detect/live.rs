@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::experiment::Scale;
 use super::pictures::Record;
 use super::victim::Live;
 use crate::cli::Failure;
@@ -21,9 +20,12 @@ pub(super) const NAME: &str = "convnet (live)";
 const STEP_ROWS: usize = 16;
 const LEARNING_RATE: f64 = 0.001;
 const CLASSES: usize = 10;
+/// How many pictures it learns, and how many times over.
+pub(super) const ROWS: usize = 10_000;
+const PASSES: usize = 5;
 
 /// A network after all records, some times over, and which share of the last time's rows it predicted before it learned them.
-pub(super) fn train(records: &[Record], scale: &Scale, pool: &Pool) -> Result<(Live, f64), Failure> {
+pub(super) fn train(records: &[Record], pool: &Pool) -> Result<(Live, f64), Failure> {
     let side = records.first().map_or(0, |record| record.picture.width() as usize);
     let architecture = Architecture::ConvNet { standardise: Some(false) };
     let network = Network::build(&architecture, &[3, side, side], CLASSES, Loss::SoftmaxCrossEntropy, false)?;
@@ -34,7 +36,7 @@ pub(super) fn train(records: &[Record], scale: &Scale, pool: &Pool) -> Result<(L
     let plan = recipe.planner().minimum(0);
     let mut trainer = Trainer::new(recipe, plan, Executor::Threads(pool.clone()))?;
     let (mut outcomes, mut first, mut score) = (Vec::new(), 1, Score::default());
-    for _ in 0..scale.training_passes {
+    for _ in 0..PASSES {
         outcomes.clear();
         for records in records.chunks(STEP_ROWS) {
             let step = Step::starting(first, rows(records, side));

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::Args;
 use parking_lot::Mutex;
 
-use self::experiment::Setting;
+use self::experiment::{Scale, Setting};
 use self::findings::Findings;
 use self::pictures::Source;
 use self::victim::{Frozen, Victim};
@@ -45,7 +45,7 @@ const SEED: u64 = 0;
 /// Flags of `bench detect`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Fewer pictures and attacks
+    /// Fewer pictures and attacks on the encoders, and no mutants there
     #[arg(long)]
     quick: bool,
     /// One JSON document instead of a table
@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (scale, pool) = (if arguments.quick { experiment::QUICK } else { experiment::FULL }, Pool::new(0, 0)?);
     let drawn = pictures::read(&arguments.pictures, scale.pictures, SEED)?;
     let records = match &arguments.cifar {
-        Some(path) => pictures::records(path, scale.training_rows, scale.pictures)?,
+        Some(path) => pictures::records(path, live::ROWS, experiment::LIVE.pictures)?,
         None => {
             complain(&"without --cifar there is no live network, and there are no pictures of another kind");
             Vec::new()
@@ -84,7 +84,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let (of_test, of_training): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.is_test);
     let small: Vec<_> = of_test.into_iter().map(|record| record.picture).collect();
     let mut all = Vec::new();
-    let examine = |victim: &dyn Victim, own: &[_], others: &[_]| -> Result<Findings, Failure> {
+    let examine = |victim: &dyn Victim, own: &[_], others: &[_], scale: &Scale| -> Result<Findings, Failure> {
         let sources = pictures::sources(own, victim.side(), 0)?;
         let elsewhere: Vec<Source> =
             pictures::sources(&others[..others.len().min(scale.controls)], victim.side(), own.len() as u64)?;
@@ -92,7 +92,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             victim,
             sources: &sources,
             elsewhere: &elsewhere,
-            scale: &scale,
+            scale,
             blocks: places(victim, &arguments.blocks)?,
             keep: arguments.keep.as_deref(),
             pool: &pool,
@@ -108,15 +108,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let path = arguments.models.join(format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         let encoder = Encoder::load(name, &Weights::from_safetensors(&bytes)?).ok_or("the encoder is not known")??;
-        add(examine(&Frozen { encoder, classes: CLASSES }, &drawn, &small)?);
+        add(examine(&Frozen { encoder, classes: CLASSES }, &drawn, &small, &scale)?);
     }
     if !of_training.is_empty() && live::NAME.contains(&arguments.network) {
-        let (victim, accuracy) = live::train(&of_training, &scale, &pool)?;
+        let (victim, accuracy) = live::train(&of_training, &pool)?;
         complain(&format!("{} was right about {:.1} % of its last rows before it learned them", live::NAME, 100.0 * accuracy));
-        add(examine(&victim, &small, &drawn)?);
+        add(examine(&victim, &small, &drawn, &experiment::LIVE)?);
     }
     if arguments.json {
-        println!("{}", report::document(&all, &scale));
+        println!("{}", report::document(&all));
     }
     Ok(())
 }

@@ -3,12 +3,11 @@
 use serde_json::{Value, json};
 
 use super::detectors::NAMES;
-use super::experiment::Scale;
 use super::findings::{Figures, Findings, Line, TARGETS};
 use crate::method::nearside::evaluation::Interval;
 
-pub(super) fn document(all: &[Findings], scale: &Scale) -> Value {
-    json!({ "targets": TARGETS, "scale": scale, "networks": all })
+pub(super) fn document(all: &[Findings]) -> Value {
+    json!({ "targets": TARGETS, "networks": all })
 }
 
 pub(super) fn print(findings: &Findings) {

@@ -8,7 +8,7 @@ use image::RgbImage;
 use crate::cli::Failure;
 use crate::encoder::{Encoded, Encoder, picture};
 use crate::network::layer::{GlobalAvgPool2d, Layer};
-use crate::network::{Network, Stash};
+use crate::network::{Network, Stash, deep_copy};
 
 /// What pictures' bytes are divided by before a live network reads them.
 const BYTES: f64 = 255.0;
@@ -122,38 +122,74 @@ impl Victim for Frozen {
     }
 }
 
-/// A live model of kind `network` at one version: its blocks are the layers whose output has channels.
+/// How a layer's output becomes a state.
+enum View {
+    /// The mean of each channel.
+    Means(GlobalAvgPool2d),
+    /// Itself, where it has no positions.
+    Whole,
+}
+
+impl View {
+    /// None for a layer that only lays numbers out anew.
+    fn of(layer: &dyn Layer) -> Option<View> {
+        match *layer.output_shape() {
+            [channels, height, width] => GlobalAvgPool2d::new([channels, height, width]).map(View::Means),
+            [_] if layer.name() != "flatten" => Some(View::Whole),
+            _ => None,
+        }
+    }
+
+    fn state(&self, output: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            View::Means(pool) => only(pool.predict(&[], vec![output.clone()])?),
+            // The next layer may work in the output's storage.
+            View::Whole => deep_copy(output),
+        }
+    }
+
+    fn backward(&self, by_state: Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            View::Means(pool) => only(pool.backward(&[], Stash::default(), vec![by_state], true)?.0),
+            View::Whole => Ok(by_state),
+        }
+    }
+}
+
+fn only(mut tensors: Vec<Tensor>) -> candle_core::Result<Tensor> {
+    tensors.pop().ok_or_else(|| candle_core::Error::Msg("a layer gave nothing".to_owned()))
+}
+
+/// A live model of kind `network` at one version: its blocks are its layers.
 pub(super) struct Live {
     name: String,
     network: Arc<Network>,
     weights: Vec<Vec<Tensor>>,
-    /// By layer: the mean of each channel of its output, where it has channels.
-    pools: Vec<Option<GlobalAvgPool2d>>,
+    /// By layer.
+    views: Vec<Option<View>>,
 }
 
 impl Live {
     pub(super) fn new(name: &str, network: Arc<Network>, weights: Vec<Vec<Tensor>>) -> Live {
-        let pool = |layer: &dyn Layer| GlobalAvgPool2d::new(<[usize; 3]>::try_from(layer.output_shape()).ok()?);
-        let pools = network.layers.iter().map(|layer| pool(layer.as_ref())).collect();
-        Live { name: name.to_owned(), network, weights, pools }
+        let views = network.layers.iter().map(|layer| View::of(layer.as_ref())).collect();
+        Live { name: name.to_owned(), network, weights, views }
     }
 
     fn forward(&self, pixels: &Tensor, blocks: Option<&[usize]>) -> candle_core::Result<(Encoded, Vec<Stash>)> {
-        let mut at = vec![(pixels / BYTES)?];
+        let mut at = (pixels / BYTES)?;
         let (mut states, mut stashes, mut place) = (Vec::new(), Vec::new(), 0);
-        for ((layer, weights), pool) in self.network.layers.iter().zip(&self.weights).zip(&self.pools) {
-            let stash;
-            (at, stash) = layer.forward(weights, at)?;
+        for ((layer, weights), view) in self.network.layers.iter().zip(&self.weights).zip(&self.views) {
+            let (outputs, stash) = layer.forward(weights, vec![at])?;
+            at = only(outputs)?;
             stashes.push(stash);
-            if let Some(pool) = pool {
+            if let Some(view) = view {
                 if blocks.is_none_or(|blocks| blocks.contains(&place)) {
-                    states.extend(pool.predict(&[], at.clone())?);
+                    states.push(view.state(&at)?);
                 }
                 place += 1;
             }
         }
-        let logits = at.pop().ok_or_else(|| candle_core::Error::Msg("the last layer gave nothing".to_owned()))?;
-        Ok((Encoded { states, logits }, stashes))
+        Ok((Encoded { states, logits: at }, stashes))
     }
 }
 
@@ -171,9 +207,9 @@ impl Victim for Live {
     }
 
     fn blocks(&self) -> Vec<(String, usize)> {
-        let layers = self.network.layers.iter().zip(&self.pools).enumerate();
-        let pooled = layers.filter(|(_, (_, pool))| pool.is_some());
-        pooled.map(|(place, (layer, _))| (format!("{place}.{}", layer.name()), layer.output_shape()[0])).collect()
+        let layers = self.network.layers.iter().zip(&self.views).enumerate();
+        let watched = layers.filter(|(_, (_, view))| view.is_some());
+        watched.map(|(place, (layer, _))| (format!("{place}.{}", layer.name()), layer.output_shape()[0])).collect()
     }
 
     fn encode(&self, pixels: &Tensor, blocks: &[usize]) -> candle_core::Result<Encoded> {
@@ -184,18 +220,16 @@ impl Victim for Live {
         let (encoded, stashes) = self.forward(pixels, None)?;
         let (by_logits, mut by_states) = pulled(pull, &encoded)?;
         drop(encoded);
-        let mut at = vec![by_logits];
-        let layers = self.network.layers.iter().zip(&self.weights).zip(&self.pools).zip(stashes).rev();
-        for (((layer, weights), pool), stash) in layers {
-            if let Some(pool) = pool
+        let mut at = by_logits;
+        let layers = self.network.layers.iter().zip(&self.weights).zip(&self.views).zip(stashes).rev();
+        for (((layer, weights), view), stash) in layers {
+            if let Some(view) = view
                 && let Some(by_state) = by_states.pop().flatten()
             {
-                let (spread, _) = pool.backward(&[], Stash::default(), vec![by_state], true)?;
-                at = at.iter().zip(&spread).map(|(at, spread)| at + spread).collect::<candle_core::Result<_>>()?;
+                at = (at + view.backward(by_state)?)?;
             }
-            at = layer.backward(weights, stash, at, true)?.0;
+            at = only(layer.backward(weights, stash, vec![at], true)?.0)?;
         }
-        let gradient = at.pop().ok_or("the first layer gave no gradient")?;
-        Ok((gradient / BYTES)?)
+        Ok((at / BYTES)?)
     }
 }
