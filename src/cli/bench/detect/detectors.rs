@@ -15,9 +15,19 @@ use crate::network::random;
 use crate::rows::{Block, Element, Rows, Target};
 
 /// The detectors, in the order of [`Panel::scores`].
-pub(super) const NAMES: [&str; 7] =
-    ["mean difference", "whitened", "logistic", "Mahalanobis", "mutation", "high frequency", "median frequency"];
-pub(super) const DIRECTIONS: [Direction; 3] = [Direction::MeanDifference, Direction::Whitened, Direction::Logistic];
+pub(super) const NAMES: [&str; 8] = [
+    "mean difference",
+    "whitened",
+    "logistic",
+    "logistic, hardened",
+    "Mahalanobis",
+    "mutation",
+    "high frequency",
+    "median frequency",
+];
+/// The linear ones among them. What is hardened learns that harmlessly changed pictures, noisy ones above all, are benign too.
+const LINEAR: [(Direction, bool); 4] =
+    [(Direction::MeanDifference, false), (Direction::Whitened, false), (Direction::Logistic, false), (Direction::Logistic, true)];
 
 /// Passes of a logistic regression over the rows that it learns.
 const PASSES: u64 = 8;
@@ -47,6 +57,14 @@ impl Row {
     }
 }
 
+/// What detectors learn from.
+pub(super) struct Examples<'a> {
+    pub(super) benign: &'a [Row],
+    /// Benign pictures after a [`pictures::Change`].
+    pub(super) changed: &'a [Row],
+    pub(super) adversarial: &'a [Row],
+}
+
 /// A direction in the states of some blocks.
 pub(super) struct Linear {
     pub(super) blocks: Vec<usize>,
@@ -63,7 +81,7 @@ impl Linear {
 
 /// All detectors of a victim.
 pub(super) struct Panel {
-    pub(super) linear: [Linear; 3],
+    pub(super) linear: [Linear; 4],
     mahalanobis: Mahalanobis,
 }
 
@@ -71,38 +89,34 @@ impl Panel {
     /// Fits them all; `blocks` are read where they are given, and otherwise those that did best, for each direction.
     ///
     /// Chosen by a third of the fitted pictures that the direction had not seen; then all of them are learned from.
-    pub(super) fn fit(
-        widths: &[usize],
-        benign: &[Row],
-        adversarial: &[Row],
-        blocks: &[usize],
-        pool: &Pool,
-    ) -> Result<Panel, Failure> {
-        let fitted = DIRECTIONS.map(|direction| {
-            let (blocks, validated) = choose(direction, widths, benign, adversarial, blocks, pool)?;
-            let probe = learn(direction, &blocks, benign.iter(), adversarial.iter(), pool)?;
+    pub(super) fn fit(examples: &Examples<'_>, widths: &[usize], blocks: &[usize], pool: &Pool) -> Result<Panel, Failure> {
+        let fitted = LINEAR.map(|(direction, hardened)| {
+            let changed = if hardened { examples.changed } else { &[] };
+            let benign: Vec<&Row> = examples.benign.iter().chain(changed).collect();
+            let classes = [benign, examples.adversarial.iter().collect()];
+            let (blocks, validated) = choose(direction, widths, &classes, blocks, pool)?;
+            let probe = learn(direction, &blocks, &classes, pool)?;
             Ok::<Linear, Failure>(Linear { blocks, probe, validated })
         });
-        let [mean_difference, whitened, logistic] = fitted;
-        let linear = [mean_difference?, whitened?, logistic?];
-        let states: Vec<Vec<f32>> = benign.iter().map(|row| row.joined(&linear[1].blocks)).collect();
+        let [mean_difference, whitened, logistic, hardened] = fitted;
+        let linear = [mean_difference?, whitened?, logistic?, hardened?];
+        let states: Vec<Vec<f32>> = examples.benign.iter().map(|row| row.joined(&linear[1].blocks)).collect();
         let mahalanobis = Mahalanobis::fit(&states).ok_or("the covariance of benign states cannot be inverted")?;
         Ok(Panel { linear, mahalanobis })
     }
 
-    /// The direction that told most pictures that were held out of the fit.
+    /// The direction that told most pictures that were held out of the fit; the hardened one was asked something else.
     pub(super) fn default_detector(&self) -> usize {
-        let places = (0..self.linear.len()).rev();
+        let places = (0..LINEAR.len()).filter(|&place| !LINEAR[place].1).rev();
         places.max_by(|&a, &b| self.linear[a].validated.total_cmp(&self.linear[b].validated)).unwrap_or(0)
     }
 
     /// What each detector says of a row; mutation says something of some rows only.
     pub(super) fn scores(&self, row: &Row) -> [Option<f64>; NAMES.len()] {
-        let [mean_difference, whitened, logistic] = &self.linear;
-        let distance = self.mahalanobis.score(&row.joined(&whitened.blocks));
+        let distance = self.mahalanobis.score(&row.joined(&self.linear[1].blocks));
         let [energy, median] = row.roughness.map(Some);
-        let linear = [mean_difference, whitened, logistic].map(|linear| Some(linear.score(row)));
-        [linear[0], linear[1], linear[2], Some(distance), row.disagreement, energy, median]
+        let [mean_difference, whitened, logistic, hardened] = self.linear.each_ref().map(|linear| Some(linear.score(row)));
+        [mean_difference, whitened, logistic, hardened, Some(distance), row.disagreement, energy, median]
     }
 }
 
@@ -110,18 +124,19 @@ impl Panel {
 fn choose(
     direction: Direction,
     widths: &[usize],
-    benign: &[Row],
-    adversarial: &[Row],
+    classes: &[Vec<&Row>; 2],
     given: &[usize],
     pool: &Pool,
 ) -> Result<(Vec<usize>, f64), Failure> {
+    let is_held_out = |row: &&Row| row.source.is_multiple_of(3);
+    let [held_out, seen] = [true, false].map(|held_out| {
+        classes.each_ref().map(|rows| rows.iter().copied().filter(|row| is_held_out(row) == held_out).collect::<Vec<&Row>>())
+    });
     let try_out = |blocks: &Vec<usize>| -> Result<(Vec<usize>, f64), Failure> {
-        let held_out = |row: &&Row| row.source.is_multiple_of(3);
-        let seen = |row: &&Row| !held_out(row);
-        let probe = learn(direction, blocks, benign.iter().filter(seen), adversarial.iter().filter(seen), pool)?;
-        let scores =
-            |rows: &[Row]| -> Vec<f64> { rows.iter().filter(held_out).map(|row| probe.score(&row.joined(blocks))).collect() };
-        let area = auroc(&scores(adversarial), &scores(benign)).ok_or("no adversarial pictures to choose blocks by")?;
+        let probe = learn(direction, blocks, &seen, pool)?;
+        let scores = |rows: &Vec<&Row>| rows.iter().map(|row| probe.score(&row.joined(blocks))).collect::<Vec<f64>>();
+        let [benign, adversarial] = held_out.each_ref().map(scores);
+        let area = auroc(&adversarial, &benign).ok_or("no adversarial pictures to choose blocks by")?;
         Ok((blocks.clone(), area))
     };
     if !given.is_empty() {
@@ -143,16 +158,11 @@ fn choose(
     tried.into_iter().rev().max_by(|a, b| a.1.total_cmp(&b.1)).ok_or_else(|| "there are no blocks to choose from".into())
 }
 
-/// What the service's own fold learns of rows, in a drawn order.
-fn learn<'a>(
-    direction: Direction,
-    blocks: &[usize],
-    benign: impl Iterator<Item = &'a Row>,
-    adversarial: impl Iterator<Item = &'a Row>,
-    pool: &Pool,
-) -> Result<Probe, Failure> {
-    let benign = benign.map(|row| (row.joined(blocks), BENIGN));
-    let mut rows: Vec<_> = benign.chain(adversarial.map(|row| (row.joined(blocks), ADVERSARIAL))).collect();
+/// What the service's own fold learns of benign and adversarial rows, in a drawn order.
+fn learn(direction: Direction, blocks: &[usize], classes: &[Vec<&Row>; 2], pool: &Pool) -> Result<Probe, Failure> {
+    let labelled = classes.iter().zip([BENIGN, ADVERSARIAL]);
+    let mut rows: Vec<(Vec<f32>, u32)> =
+        labelled.flat_map(|(rows, class)| rows.iter().map(move |row| (row.joined(blocks), class))).collect();
     let width = rows.first().map_or(0, |(state, _)| state.len());
     let mut fold = fold_of_states(direction, width, 0, pool.clone())?;
     let (mut outcomes, mut first) = (Vec::new(), 1);

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::attack::{Evasion, Goal, Method, craft, png};
 use super::baselines::{disagreement, roughness};
-use super::detectors::{NAMES, Panel, Row};
+use super::detectors::{Examples, NAMES, Panel, Row};
 use super::findings::{self, Adaptive, Chosen, Findings, Line, Sizes, Yardstick};
 use super::pictures::{Change, Source, Split};
 use super::victim::Victim;
@@ -85,6 +85,9 @@ pub(super) const LIVE: Scale = Scale {
 /// The strength of the attack that detectors learn, and of those that come in one strength.
 const EPSILON: u8 = 8;
 const SEEN: &str = "PGD, random target";
+/// What a hardened detector learns to be harmless.
+const HARMLESS: [Change; 5] =
+    [Change::SignNoise(EPSILON), Change::UniformNoise(EPSILON), Change::SignNoise(EPSILON / 2), Change::Jpeg, Change::Blur];
 
 /// What is examined.
 pub(super) struct Setting<'a> {
@@ -120,7 +123,9 @@ pub(super) fn examine(setting: &Setting<'_>) -> Result<Findings, Failure> {
     let (_, learned) = setting.attack(&split.fit[..attacked], &fit[..attacked], ("fit", Aim::Random, seen), None)?;
     let learned: Vec<Row> = learned.into_iter().flatten().collect();
     let widths: Vec<usize> = setting.victim.blocks().iter().map(|(_, width)| *width).collect();
-    let panel = Panel::fit(&widths, &fit, &learned, &setting.blocks, setting.pool)?;
+    let changed = setting.changed(&split.fit[..attacked])?;
+    let examples = Examples { benign: &fit, changed: &changed, adversarial: &learned };
+    let panel = Panel::fit(&examples, &widths, &setting.blocks, setting.pool)?;
     let yardstick = Yardstick::new(&panel, &calibration, &test);
     // The answer that is most usual: then there are benign pictures of it to report as well.
     let goal = most_usual(fit.iter().chain(&calibration), setting.victim.classes());
@@ -152,6 +157,7 @@ pub(super) fn examine(setting: &Setting<'_>) -> Result<Findings, Failure> {
         scale: *scale,
         sizes: Sizes {
             fit_benign: fit.len(),
+            fit_changed: changed.len(),
             fit_adversarial: learned.len(),
             calibration_benign: calibration.len(),
             test_benign: test.len(),
@@ -299,6 +305,15 @@ impl Setting<'_> {
             attempts.push((lambda, ends.collect()));
         }
         Ok((findings::adaptive(NAMES[detector], EPSILON, &attempts, thresholds)?, lines))
+    }
+
+    /// Pictures to learn from, each changed in one of several ways, in turn.
+    fn changed(&self, sources: &[Source]) -> Result<Vec<Row>, Failure> {
+        let numbered: Vec<_> = sources.iter().zip(HARMLESS.iter().cycle()).collect();
+        in_parallel(&numbered, |(source, change)| {
+            let picture = change.apply(&source.picture, &mut self.generator(source.number, "harmless"))?;
+            self.row(source.number, &picture, false)
+        })
     }
 
     /// Reported pictures, changed without a purpose, and pictures of another kind.

@@ -34,6 +34,8 @@ pub(super) struct Findings {
 #[derive(Serialize)]
 pub(super) struct Sizes {
     pub(super) fit_benign: usize,
+    /// Harmlessly changed pictures, for the hardened detector alone.
+    pub(super) fit_changed: usize,
     pub(super) fit_adversarial: usize,
     pub(super) calibration_benign: usize,
     pub(super) test_benign: usize,

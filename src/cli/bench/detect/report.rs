@@ -13,9 +13,10 @@ pub(super) fn document(all: &[Findings]) -> Value {
 pub(super) fn print(findings: &Findings) {
     let sizes = &findings.sizes;
     println!(
-        "{}: {} benign and {} adversarial pictures to learn from, {} benign for thresholds, {} benign reported; default: {}",
+        "{}: {} benign (and {} changed) and {} adversarial pictures to learn from, {} benign for thresholds, {} benign reported; default: {}",
         findings.network,
         sizes.fit_benign,
+        sizes.fit_changed,
         sizes.fit_adversarial,
         sizes.calibration_benign,
         sizes.test_benign,

@@ -131,8 +131,8 @@ fn distance_is_by_the_spread_of_benign_states() {
 
 #[test]
 fn pictures_are_divided_by_source() {
-    let all = sources(&vec![picture(1); 10], 4, 100).unwrap();
-    assert!(all.iter().zip(100..).all(|(source, number)| source.number == number && source.picture.width() == 4));
+    let all = sources(&vec![picture(1); 10], 10, 100).unwrap();
+    assert!(all.iter().zip(100..).all(|(source, number)| source.number == number && source.picture.width() == 10));
     let Split { fit, calibration, test } = Split::of(&all);
     assert_eq!([fit.len(), calibration.len(), test.len()], [4, 2, 4]);
     assert_eq!([fit[3].number, calibration[0].number, test[0].number], [103, 104, 106]);
