@@ -113,11 +113,22 @@ impl Encoder {
     /// # Errors
     /// The pictures have another shape.
     pub fn encode(&self, pictures: &Tensor) -> Result<Encoded> {
+        let all: Vec<usize> = (0..self.blocks.len()).collect();
+        self.encode_with(pictures, &all)
+    }
+
+    /// The same with the states of some blocks alone, by their places; logits of no blocks are a plain forward.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn encode_with(&self, pictures: &Tensor, blocks: &[usize]) -> Result<Encoded> {
         let mut at = self.preprocessing.apply(pictures)?;
-        let mut states = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
+        let mut states = Vec::with_capacity(blocks.len());
+        for (place, block) in self.blocks.iter().enumerate() {
             at = block.module.predict(at)?;
-            states.push(pooled(block, &at)?);
+            if blocks.contains(&place) {
+                states.push(pooled(block, &at)?);
+            }
         }
         Ok(Encoded { states, logits: self.head.predict(at)? })
     }

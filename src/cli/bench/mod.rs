@@ -2,6 +2,7 @@
 
 mod autograd;
 pub mod crash;
+mod detect;
 mod engine;
 mod online;
 mod pipeline;
@@ -21,7 +22,8 @@ const HELP: &str = "\
 Examples:
   mustela bench engine --quick                         under a minute
   mustela bench crash --state rounds.jsonl --rounds 5  goes on where the file ends
-  mustela bench sweep --plot sweep.svg";
+  mustela bench sweep --plot sweep.svg
+  mustela bench detect --models ~/.cache/mustela/models --pictures /usr/share/tuxpaint/stamps --quick";
 
 /// Flags of `bench`.
 #[derive(Debug, Args)]
@@ -41,6 +43,8 @@ enum Command {
     Online(Box<online::Arguments>),
     /// Kill a service at random under load and start it again: is all there that was promised, to the bit?
     Crash(crash::Arguments),
+    /// Attack networks and tell the attacked pictures: detectors, baselines and controls at fixed rates of false alarms
+    Detect(detect::Arguments),
     /// Take a live model's memory budget down to the smallest and up again under full load
     Sweep(sweep::Arguments),
 }
@@ -52,6 +56,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Planner(arguments) => planner::run(&arguments),
         Command::Online(arguments) => online::run(&arguments),
         Command::Crash(arguments) => crash::run(&arguments),
+        Command::Detect(arguments) => detect::run(&arguments),
         Command::Sweep(arguments) => sweep::run(&arguments),
     }
 }
