@@ -21,6 +21,7 @@ COPY --from=build --chown=65532:65532 /out/data /data
 ENV MUSTELA_LISTEN=0.0.0.0:7070 \
     MUSTELA_METRICS_LISTEN=0.0.0.0:9464 \
     MUSTELA_DATA_DIR=/data \
+    MUSTELA_MODELS__DIR=/models \
     MUSTELA_LOG_FORMAT=json
 EXPOSE 7070 9464
 VOLUME /data

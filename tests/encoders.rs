@@ -1,6 +1,7 @@
 //! Pretrained encoders beside numpy (tests/fixtures/encoders.py): hidden states, classes, and gradients by the pixels.
 //!
-//! The weights are not part of the repository: without them (`MODELS_DIR`, see models/README.md) these tests say so and pass.
+//! The weights are not part of the repository: without them (`MODELS_DIR`, a folder that `mustela models pull` filled) these tests say so
+//! and pass.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use candle_core::{Device, Tensor};

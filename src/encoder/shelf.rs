@@ -165,7 +165,7 @@ mod tests {
         let (name, dir) = ("squeezenet1.1", folder.path().display());
         assert_eq!(told(name), format!("encoder `{name}` is not in {dir}: run `mustela models pull {name} --dir {dir}`"));
         let file = folder.path().join("squeezenet1.1.safetensors");
-        std::fs::write(&file, b"other weights").unwrap();
+        drop(std::fs::File::create_new(&file).unwrap());
         let told_of_hash = told(name);
         assert!(told_of_hash.contains("has the sha256 ") && told_of_hash.contains("expected 8ae6a345"), "{told_of_hash}");
         std::fs::remove_file(&file).unwrap();

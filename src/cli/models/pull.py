@@ -231,4 +231,7 @@ def main():
     write(of_torch(weights) if name.endswith(".pth") else of_caffe(weights), output)
 
 
-main()
+try:
+    main()
+except Exception as error:  # noqa: BLE001: whatever is wrong is told in one line
+    sys.exit(f"{type(error).__name__}: {error}")

@@ -32,6 +32,9 @@ pub(super) struct Moments {
 
 pub(super) const NAMES: [&str; 2] = ["means", "scatter"];
 
+/// The score of the mean of adversarial states; that of benign ones is its opposite.
+const MEAN_SCORE: f64 = 2.0;
+
 impl Moments {
     pub(super) fn new(width: usize, spread: Spread) -> Result<Moments> {
         let means = tensor(vec![0f64; 2 * width], &[2, width])?;
@@ -120,50 +123,44 @@ impl Moments {
         Ok(Probe { weights, bias })
     }
 
-    /// Fisher's discriminant under equal priors: `w = Σ⁻¹ (μ₁ − μ₀)`, `b = −w · (μ₀ + μ₁)/2`, which is the log of the odds where both classes
-    /// are normal with covariance Σ.
+    /// The direction from benign to adversarial states: the difference d of the means where only variances are kept, Fisher's `Σ⁻¹ d` where
+    /// there is a covariance. Σ is shrunk towards its mean variance by `width / (rows + width)`, so that it can be inverted from the second row on.
     ///
-    /// Of a whole covariance, Σ is shrunk towards its mean variance by `width / (rows + width)`, so that it can be inverted from the second
-    /// row on. Where only variances are kept, the direction is that of the means' difference d itself, scaled by `‖d‖²/(dᵀΣd)`: as
-    /// the discriminant is along it, if features were uncorrelated. A threshold does not depend on the scale.
+    /// Scores are scaled so that the means have [`MEAN_SCORE`] and its opposite. Fisher's own scale would make them logs of odds, if states
+    /// were normal and Σ were known: with fewer rows than features they come out in the hundreds, which no probability of 32 bits tells
+    /// apart. A threshold does not depend on the scale.
     ///
     /// Until both classes have been seen there is nothing to tell, and every score is 0.
     pub(super) fn discriminant(&self) -> Result<Probe> {
-        let rows = self.counts[0] + self.counts[1];
         let [benign, adversarial] = self.means()?;
         let difference: Vec<f64> = adversarial.iter().zip(&benign).map(|(adversarial, benign)| adversarial - benign).collect();
-        let scatter = read::<f64>(&self.scatter)?;
-        let freedom = rows.saturating_sub(2).max(1) as f64;
-        let weights = match self.spread {
+        let direction = match self.spread {
             _ if self.counts.contains(&0) => None,
-            Spread::Variances => along(&difference, &scatter, freedom),
-            Spread::Covariance => whitened(difference, &scatter, rows, freedom),
+            Spread::Variances => Some(difference.clone()),
+            Spread::Covariance => self.whitened(&difference)?,
         };
-        let Some(weights) = weights else { return Ok(Probe::new(self.width)) };
-        let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+        let apart = |direction: &[f64]| direction.iter().zip(&difference).map(|(a, b)| a * b).sum::<f64>();
+        let scaled = direction.map(|direction| (2.0 * MEAN_SCORE / apart(&direction), direction));
+        let Some((scale, direction)) = scaled.filter(|(scale, _)| scale.is_finite()) else { return Ok(Probe::new(self.width)) };
+        let weights: Vec<f32> = direction.iter().map(|&value| (value * scale) as f32).collect();
         let centre = benign.iter().zip(&adversarial).map(|(benign, adversarial)| (benign + adversarial) / 2.0);
         let bias = -weights.iter().zip(centre).map(|(&weight, centre)| f64::from(weight) * centre).sum::<f64>();
         Ok(Probe { weights, bias })
     }
-}
 
-fn along(difference: &[f64], scatter: &[f64], freedom: f64) -> Option<Vec<f64>> {
-    let square: f64 = difference.iter().map(|value| value * value).sum();
-    let spread: f64 = difference.iter().zip(scatter).map(|(value, sum)| value * value * sum / freedom).sum();
-    let scale = square / spread;
-    scale.is_finite().then(|| difference.iter().map(|value| value * scale).collect())
-}
-
-fn whitened(difference: Vec<f64>, scatter: &[f64], rows: u64, freedom: f64) -> Option<Vec<f64>> {
-    let width = difference.len();
-    let shrinkage = width as f64 / (rows as f64 + width as f64);
-    let mean_variance = (0..width).map(|at| scatter[at * width + at]).sum::<f64>() / freedom / width as f64;
-    let mut covariance = DMatrix::from_row_slice(width, width, scatter) * ((1.0 - shrinkage) / freedom);
-    for at in 0..width {
-        covariance[(at, at)] += shrinkage * mean_variance;
+    /// `Σ⁻¹ d`; none where Σ cannot be inverted, because nothing varies.
+    fn whitened(&self, difference: &[f64]) -> Result<Option<Vec<f64>>> {
+        let (width, rows) = (self.width, self.counts[0] + self.counts[1]);
+        let scatter = read::<f64>(&self.scatter)?;
+        let shrinkage = width as f64 / (rows as f64 + width as f64);
+        // Σ up to a factor, which the scale of scores takes out again.
+        let mean_variance = (0..width).map(|at| scatter[at * width + at]).sum::<f64>() / width as f64;
+        let mut covariance = DMatrix::from_row_slice(width, width, &scatter) * (1.0 - shrinkage);
+        for at in 0..width {
+            covariance[(at, at)] += shrinkage * mean_variance;
+        }
+        Ok(covariance.cholesky().map(|factors| factors.solve(&DVector::from_column_slice(difference)).as_slice().to_vec()))
     }
-    let solved = covariance.cholesky()?.solve(&DVector::from_vec(difference));
-    solved.iter().all(|value| value.is_finite()).then(|| solved.as_slice().to_vec())
 }
 
 #[cfg(test)]
@@ -211,10 +208,8 @@ mod tests {
         for spread in [Spread::Variances, Spread::Covariance] {
             let probe = learned(&rows, spread).discriminant().unwrap();
             assert!(cosine(&probe.weights, &shift) > 0.999, "{spread:?}");
-            // Equal variances of 1: the log of the odds is shift · x.
-            for (weight, shift) in probe.weights.iter().zip(shift) {
-                assert!((f64::from(*weight) - shift).abs() < 0.12, "{spread:?}: {weight} and {shift}");
-            }
+            let score = |side: f64| probe.score(&shift.map(|shift| (side * shift) as f32));
+            assert!((score(0.5) - MEAN_SCORE).abs() < 0.05 && (score(-0.5) + MEAN_SCORE).abs() < 0.05, "{spread:?}");
         }
     }
 

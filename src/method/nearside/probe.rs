@@ -2,7 +2,7 @@
 
 use crate::fold::Predictions;
 
-/// `score = weights · state + bias`: the log of the odds that the state is of an adversarial input, classes being equally frequent.
+/// `score = weights · state + bias`: above 0, a state is more like adversarial ones than like benign ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
     /// One for each number of a state.
