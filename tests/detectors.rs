@@ -226,7 +226,10 @@ async fn what_cannot_be_a_detector_is_refused_and_leaves_nothing() {
         (json!({ "direction": "sideways" }), "sideways"),
         (json!({ "calibration_rows": 0 }), "calibration_rows is 0"),
         (json!({ "threshold": { "mode": "conformal", "target_fpr": 1.5 } }), "between 0 and 1"),
-        (json!({ "threshold": { "mode": "conformal", "target_fpr": 1e-4 } }), "needs 9999 held-out rows, and this detector keeps 1000"),
+        (
+            json!({ "threshold": { "mode": "conformal", "target_fpr": 1e-4 } }),
+            "needs 9999 held-out rows, and this detector keeps 1000",
+        ),
         (json!({ "threshold": { "mode": "conformal", "target_fpr": 1e-300 } }), "held-out rows"),
         (json!({ "threshold": { "mode": "midpoint", "target_fpr": 0.01 } }), "target_fpr"),
         (json!({ "step_rows": 100_000 }), "step_rows"),
