@@ -60,9 +60,10 @@ async fn made(client: &Client, name: &str, body: Value) -> Value {
 }
 
 async fn teach(client: &Client, name: &str, numbers: std::ops::Range<u32>) {
-    let path = format!("/v1/detectors/{name}/examples?wait=applied&timeout_seconds=25&model={name}");
+    let path = format!("/v1/detectors/{name}/examples?wait=applied&timeout_seconds=25");
     let answer = client.post_json(&path, &rows(numbers)).await.expect(200);
-    assert_eq!(answer["applied"], true, "{answer}");
+    // Whoever else learns from its stream.
+    assert_eq!((&answer["applied"], &answer["model"]), (&json!(true), &json!(name)), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,6 +226,12 @@ async fn what_cannot_be_a_detector_is_refused_and_leaves_nothing() {
         (json!({ "direction": "sideways" }), "sideways"),
         (json!({ "calibration_rows": 0 }), "calibration_rows is 0"),
         (json!({ "threshold": { "mode": "conformal", "target_fpr": 1.5 } }), "between 0 and 1"),
+        (
+            json!({ "threshold": { "mode": "conformal", "target_fpr": 1e-4 } }),
+            "needs 9999 held-out rows, and this detector keeps 1000",
+        ),
+        (json!({ "threshold": { "mode": "conformal", "target_fpr": 1e-300 } }), "held-out rows"),
+        (json!({ "threshold": { "mode": "midpoint", "target_fpr": 0.01 } }), "target_fpr"),
         (json!({ "step_rows": 100_000 }), "step_rows"),
         (json!({ "learning_rate": -1 }), "learning_rate"),
     ] {

@@ -83,7 +83,7 @@ pub(super) struct BatchQuery {
     /// `applied`: answer when the rows are learned.
     wait: Option<Wait>,
     /// Whose learning to wait for; may be left out where one model learns from the stream.
-    model: Option<String>,
+    pub(super) model: Option<String>,
     /// The longest to wait, in seconds.
     timeout_seconds: Option<u64>,
 }

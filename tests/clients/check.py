@@ -3,11 +3,16 @@
 Each check uses a client as its own documentation does, and holds what it gives to what the service's own doors say.
 """
 
+import base64
 import io
 import json
+import os
+import pathlib
 import random
+import struct
 import sys
 import urllib.request
+import zlib
 
 import numpy
 import openai
@@ -15,6 +20,7 @@ import polars
 import pyarrow
 import tritonclient.http as triton
 
+ENCODER = "squeezenet1.1"
 ARROW = "application/vnd.apache.arrow.stream"
 SCHEMA = {
     "fields": [
@@ -33,7 +39,7 @@ def call(method, url, body=None, kind="application/json", accept=None):
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         content = answer.read()
-        return content if answer.headers["content-type"] == ARROW else json.loads(content)
+        return content if not content or answer.headers["content-type"] == ARROW else json.loads(content)
 
 
 def table(seed, rows=500):
@@ -148,11 +154,65 @@ def with_openai(base):
     assert client.models.retrieve("m").created == model.created > 1.7e9
 
 
+def png(pixels):
+    """An image file of `[height, width, 3]` bytes."""
+    height, width, _ = pixels.shape
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def picture(seed, adversarial):
+    """Smooth colours with noise; an adversarial one has a chequered pattern over them. As a data URL."""
+    draw = numpy.random.default_rng(seed)
+    y, x = numpy.mgrid[0:224, 0:224]
+    waves = [numpy.sin((x * draw.uniform(0.5, 2) + y * draw.uniform(0.5, 2)) / 50 + draw.uniform(0, 6)) for _ in range(3)]
+    pixels = 128 + 60 * numpy.stack(waves, axis=-1) + draw.normal(0, 4, (224, 224, 3))
+    pixels += 20 * (((x + y) % 2 * 2 - 1) * adversarial)[:, :, None]
+    return "data:image/png;base64," + base64.b64encode(png(pixels.clip(0, 255).astype(numpy.uint8))).decode()
+
+
+def with_moderations(base):
+    """Has a detector look at pictures through the door of OpenAI's moderations; and a refusal that can be read."""
+    call("PUT", f"{base}/v1/detectors/photos", {"encoder": ENCODER, "direction": "mean_difference"})
+    rows = [{"image": picture(seed, seed % 3 == 2), "label": ["benign", "adversarial"][seed % 3 == 2]} for seed in range(36)]
+    said = call("POST", f"{base}/v1/detectors/photos/examples?wait=applied", {"rows": rows})
+    assert said["applied"], said
+
+    client = openai.OpenAI(base_url=f"{base}/v1", api_key="none")
+    part = lambda url: {"type": "image_url", "image_url": {"url": url}}
+    for adversarial in (False, True):
+        parts = [{"type": "text", "text": "What is this?"}, part(picture(100, False)), part(picture(101, adversarial))]
+        answer = client.moderations.create(model="photos", input=parts)
+        (result,) = answer.results
+        assert (answer.model, result.flagged) == ("photos", adversarial), answer
+        assert result.categories.adversarial_image is adversarial, answer
+    try:
+        client.moderations.create(model="photos", input=[part("https://example.org/a.png")])
+    except openai.UnprocessableEntityError as refusal:
+        assert (refusal.code, refusal.type) == ("invalid_input", "invalid_request_error"), refusal
+    else:
+        raise AssertionError("a picture that would have to be fetched was looked at")
+    try:
+        client.moderations.create(model="omni-moderation-latest", input=[part(picture(100, False))])
+    except openai.NotFoundError as refusal:
+        assert refusal.code == "not_found", refusal
+    else:
+        raise AssertionError("a detector that is not there has answered")
+    call("DELETE", f"{base}/v1/detectors/photos")
+
+
 def main():
     base = sys.argv[1].rstrip("/")
     call("PUT", f"{base}/v1/streams/flights", SCHEMA)
     call("PUT", f"{base}/v1/models/m", {"kind": "network", "stream": "flights"})
-    for check in (with_pyarrow, with_polars, with_tritonclient, with_openai):
+    checks = [with_pyarrow, with_polars, with_tritonclient, with_openai]
+    if pathlib.Path(os.environ.get("MODELS_DIR", ""), f"{ENCODER}.safetensors").is_file():
+        checks.append(with_moderations)
+    else:
+        print(f"clients: SKIPPED with_moderations: MODELS_DIR has no {ENCODER}.safetensors", file=sys.stderr)
+    for check in checks:
         check(base)
         print(f"clients: {check.__name__} passed")
     view = call("GET", f"{base}/v1/models/m")

@@ -3,6 +3,7 @@
 #   tests/clients/check.sh MUSTELA_BINARY
 # a service on free ports and a temporary folder, and check.py against it: tritonclient, pyarrow, polars and openai from PyPI, unchanged;
 # before, what it says of its doors is held to the OpenAPI specification.
+# MODELS_DIR is the folder of the encoders' weights; without it no detector is asked.
 # Needs python3; ends with 69 where the clients cannot be installed.
 set -euo pipefail
 
@@ -11,6 +12,8 @@ if [[ $# -ne 1 || ! -x $1 ]]; then
     exit 64
 fi
 binary=$(realpath "$1")
+MODELS_DIR=$(realpath -m "${MODELS_DIR:-models}")
+export MODELS_DIR
 cd "$(dirname "$0")"
 venv=../../target/clients
 temporary=$(mktemp -d)
@@ -35,7 +38,7 @@ if ! { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-
     exit 69
 fi
 
-MUSTELA_LOG=warn "$binary" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --data-dir "$temporary/data" \
+MUSTELA_LOG=warn MUSTELA_MODELS__DIR="$MODELS_DIR" "$binary" serve --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --data-dir "$temporary/data" \
     >"$temporary/addresses" 2>"$temporary/service.log" &
 service=$!
 for _ in {1..100}; do

@@ -28,14 +28,26 @@ impl Operation {
     pub fn id(&self) -> &str {
         self.said["operationId"].as_str().unwrap()
     }
+
+    /// Whether refusals have this type: problems everywhere, and at OpenAI's door what its clients read, too.
+    fn refuses_as(&self, media_type: &str) -> bool {
+        media_type == "application/problem+json" || self.id() == "moderate" && media_type == "application/json"
+    }
+}
+
+/// The code of a refusal, in either shape.
+pub fn code(refusal: &Value) -> &str {
+    refusal.get("code").unwrap_or(&refusal["error"]["code"]).as_str().unwrap()
 }
 
 /// A body that a request may have.
 #[derive(Clone, Debug)]
 pub struct Body {
     pub media_type: String,
-    /// The example's name: the stream or the model that it is for, up to the first dot.
+    /// The example's name: the stream, the model or the detector that it is for, up to the first dot.
     pub name: String,
+    /// How it is compressed.
+    pub encoding: Option<String>,
     pub bytes: Vec<u8>,
 }
 
@@ -101,12 +113,14 @@ impl Contract {
         for (media_type, content) in members(self.content(operation)) {
             for (name, example) in members(&content["examples"]) {
                 let example = self.resolve(example);
-                let bytes = match &example["value"] {
-                    Value::String(text) if example["x-base64"] == true => base64(text),
-                    Value::String(text) if media_type != "application/json" => text.clone().into_bytes(),
-                    value => value.to_string().into_bytes(),
+                let encoding = example["x-content-encoding"].as_str().map(str::to_owned);
+                let (media_type, bytes) = match &example["value"] {
+                    Value::Object(parts) if media_type == "multipart/form-data" => multipart(parts),
+                    Value::String(text) if example["x-base64"] == true => (media_type.clone(), base64(text)),
+                    Value::String(text) if media_type != "application/json" => (media_type.clone(), text.clone().into_bytes()),
+                    value => (media_type.clone(), value.to_string().into_bytes()),
                 };
-                bodies.push(Body { media_type: media_type.clone(), name: name.clone(), bytes });
+                bodies.push(Body { media_type, name: name.clone(), encoding, bytes });
             }
         }
         bodies
@@ -125,10 +139,11 @@ impl Contract {
             .any(|(status, _)| self.problems(operation, status).keys().any(|name| is_code(name, code)))
     }
 
-    /// The examples of problems that an operation answers with a status, by their names.
+    /// The examples of refusals that an operation answers with a status, by their names.
     pub fn problems<'a>(&'a self, operation: &'a Operation, status: &str) -> BTreeMap<&'a str, &'a Value> {
         let content = &self.resolve(&operation.said["responses"][status])["content"];
-        let examples = members(&content["application/problem+json"]["examples"]);
+        let refusals = members(content).filter(|(media_type, _)| status >= "400" && operation.refuses_as(media_type));
+        let examples = refusals.flat_map(|(_, content)| members(&content["examples"]));
         examples.map(|(name, example)| (name.as_str(), &self.resolve(example)["value"])).collect()
     }
 
@@ -169,10 +184,10 @@ impl Contract {
             let head = serde_json::from_str(&answer.body.as_str().unwrap()[..length]).unwrap();
             assert_eq!(self.faults(schema, &head), None, "{place}");
         }
-        if media_type != "application/problem+json" {
+        if answer.status < 400 || !operation.refuses_as(media_type) {
             return None;
         }
-        let code = answer.body["code"].as_str().unwrap();
+        let code = code(&answer.body);
         let names = |value: &Value| members(value).map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
         let shown = self.problems(operation, &answer.status.to_string());
         let alike = |(name, example): (&&str, &&Value)| is_code(name, code) && names(example) == names(&answer.body);
@@ -221,6 +236,19 @@ impl Contract {
 /// The media type of an answer, without its parameters.
 pub fn media_type(answer: &Answer) -> Option<&str> {
     answer.headers.get("content-type")?.to_str().unwrap().split(';').next()
+}
+
+/// Files in base64 as the parts of a form.
+fn multipart(parts: &serde_json::Map<String, Value>) -> (String, Vec<u8>) {
+    let mut body = Vec::new();
+    for (name, files) in parts {
+        for file in files.as_array().unwrap() {
+            let head = format!("--part\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{name}\"\r\n\r\n");
+            body.extend([head.as_bytes(), &base64(file.as_str().unwrap()), b"\r\n"].concat());
+        }
+    }
+    body.extend_from_slice(b"--part--\r\n");
+    ("multipart/form-data; boundary=part".to_owned(), body)
 }
 
 /// The bytes of an example that is written in base64.

@@ -15,7 +15,7 @@ use crate::fold::{Predictions, Version};
 use crate::http::problem::Problem;
 use crate::http::{App, body, predict};
 use crate::method::nearside::Threshold;
-use crate::method::nearside::probe::score_of;
+use crate::method::nearside::probe::{predictions, score_of};
 use crate::model::live::Live;
 use crate::rows::Rows;
 use crate::stream::schema::Schema;
@@ -76,14 +76,22 @@ pub(super) async fn look(app: &App, live: &Arc<Live>, rows: Rows, began: Instant
     let answer = predict::ask(app, live, rows, began).await?;
     let snapshot = known(answer.snapshot).ok_or_else(|| failed(live))?;
     let threshold = snapshot.threshold.ok_or_else(|| not_ready(live, &waits_for(&snapshot)))?;
-    let scores = match answer.predictions {
-        Predictions::Classes { probabilities, .. } => {
-            let (pairs, _) = probabilities.as_chunks::<2>();
-            pairs.iter().map(|&pair| score_of(pair)).collect()
-        }
-        Predictions::Values(_) => return Err(failed(live)),
-    };
-    Ok(Seen { version: answer.version, threshold, scores })
+    let scores = scores(&answer.predictions).ok_or_else(|| failed(live))?;
+    Ok(Seen { version: answer.version, threshold: as_told(threshold), scores })
+}
+
+/// The scores that predictions were made from.
+fn scores(predictions: &Predictions) -> Option<Vec<f64>> {
+    let Predictions::Classes { probabilities, .. } = predictions else { return None };
+    let (pairs, _) = probabilities.as_chunks::<2>();
+    Some(pairs.iter().map(|&pair| score_of(pair)).collect())
+}
+
+/// A threshold on the way that scores come: probabilities in 32 bits round them, and end at ±87. Beyond that, or as close to it as the last
+/// held-out picture, a score would else lie above a threshold that it does not reach.
+fn as_told(threshold: Threshold) -> Threshold {
+    let score = scores(&predictions(&[threshold.score])).and_then(|scores| scores.first().copied());
+    Threshold { score: score.unwrap_or(threshold.score), ..threshold }
 }
 
 /// In the order of what was sent.
@@ -93,4 +101,20 @@ fn results(sent: &Sent, seen: &Seen) -> Vec<Value> {
         Err(reason) => json!({ "error": reason }),
     };
     sent.places.iter().map(result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_score_lies_above_a_threshold_that_it_does_not_reach() {
+        for score in [-16_237.4, -87.4, -12.345_678_9, -0.1, 0.0, 3.3, 88.0, 1e6] {
+            let threshold = Threshold::conformal(vec![score], 0.5).unwrap();
+            let seen = |score: f64| scores(&predictions(&[score])).unwrap()[0];
+            let told = as_told(threshold).score;
+            assert!(seen(score) <= told && seen(score - 1.0) <= told, "{score}: {told}");
+            assert!(score < -87.0 || score > 86.0 || seen(score + 1.0) > told, "{score}: {told}");
+        }
+    }
 }

@@ -69,7 +69,12 @@ fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response,
         body.insert("stream".into(), name.into());
     }
     let spec: ModelSpec = serde_json::from_value(Value::Object(body)).map_err(|error| invalid(error.to_string()))?;
-    let stream_is_new = own && app.streams.create(name, schema(encoder))?.1;
+    let stream_is_new = own
+        && match app.streams.create(name, schema(encoder)) {
+            Ok((_, created)) => created,
+            Err(StreamError::Invalid(reason)) => return Err(invalid(reason)),
+            Err(error) => return Err(error.into()),
+        };
     let made = app.models.create(name, spec);
     if made.is_err() && stream_is_new {
         // Nobody has posted to it in this instant, or it stays.
@@ -132,17 +137,18 @@ pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>
     .await
 }
 
-/// A batch of rows for the detector's stream, in any of its formats.
+/// A batch of rows for the detector's stream, in any of its formats. It is this detector that is waited for, unless another is named.
 pub(super) async fn post_examples(
     state: State<Arc<App>>,
     Path(name): Path<String>,
-    query: Query<BatchQuery>,
+    Query(mut query): Query<BatchQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let found = find(&state, &name);
     let (live, body) = super::body::unless_refused(found, body, state.body_limits).await?;
-    streams::post_batch(state, Path(live.stream.name.clone()), query, headers, body).await
+    query.model.get_or_insert(name);
+    streams::post_batch(state, Path(live.stream.name.clone()), Query(query), headers, body).await
 }
 
 /// Where the threshold comes from, from here on; answered when it holds.

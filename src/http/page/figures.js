@@ -65,7 +65,7 @@ export function show(model, arriving) {
   tiles.accuracy(points, percent(sliding.accuracy), sliding.accuracy === null && online.rows > 0 ? ["a regression has none"] : [newest(), all(percent(online.accuracy))]);
   tiles.loss(points, loss(sliding.loss), [newest(), all(loss(online.loss))]);
   tiles.rate(points, rate(model.rows_per_second), [key("first", "learned"), key("second", `arriving ${arriving === null ? NONE : rate(arriving)}`)]);
-  const passed = [["skipped", rows.skipped], ["quarantined", rows.quarantined], ["expired", rows.expired], ["wait for labels", rows.waiting_for_label]];
+  const passed = [["skipped", rows.skipped], ["quarantined", rows.quarantined], ["held out", rows.held_out], ["expired", rows.expired], ["wait for labels", rows.waiting_for_label]];
   const told = passed.filter(([, number]) => number > 0).map(([word, number]) => `${count(number)} ${word}`);
   tiles.lag(points, count(model.lag_rows), [`${count(rows.learned + rows.learned_in_part)} learned of ${count(rows.accepted)}`, ...told].map((text) => el("span", {}, text)));
 }

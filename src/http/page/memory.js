@@ -96,7 +96,7 @@ function frontier() {
     if (points.length) {
       root.append(svg("text", { class: "axis", x: 0, y: 10 }, `adaptation rate, up to ${rate(most)} rows/s`));
     } else {
-      root.append(svg("text", { class: "axis", x: 0, y: 10 }, "this kind of model has one plan"));
+      root.append(svg("text", { class: "axis", x: 0, y: 10 }, "this kind of model has no frontier"));
     }
     return root;
   });

@@ -80,7 +80,7 @@ function facts(model) {
   const { drift, checkpoint, learning_rate: learning } = model;
   const list = [
     ["version", model.version],
-    ["kind", `${model.kind}${model.spec.network?.architecture ? ` · ${model.spec.network.architecture}` : ""}`],
+    ["kind", [model.kind, model.spec.network?.architecture ?? model.spec.encoder].filter(Boolean).join(" · ")],
     ["stream", model.stream],
     ["steps", count(model.steps)],
     ["learning rate", learning === null ? NONE : String(Number(learning.toPrecision(4)))],

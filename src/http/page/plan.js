@@ -50,7 +50,8 @@ export function show(model, known) {
   const plan = known?.plan;
   if (!plan?.stages) {
     say(byId("plan-note"), "");
-    redraw(host, null, () => el("p", { class: "quiet" }, known ? "This kind of model has one plan, without stages." : "…"));
+    const at_once = plan?.rows_at_once ? ` It looks at ${plural(plan.rows_at_once, "row")} at once.` : "";
+    redraw(host, [known === undefined, at_once], () => el("p", { class: "quiet" }, known ? `This kind of model has no stages.${at_once}` : "…"));
     return;
   }
   const most = plan.workers * plan.stages.length;

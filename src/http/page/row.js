@@ -7,6 +7,8 @@ const pad = byId("pad");
 /** The largest picture that can be drawn on. */
 const SIDE_MAX = 128;
 const SHOWN = 5;
+/** A ring in 8 × 8 points: the service brings any file to the side that it needs. */
+const RING = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAAEklEQVR42mOwYXBiaIRCJwYbABgQAwH1j2TtAAAAAElFTkSuQmCC";
 
 let model = null;
 let schema = null;
@@ -20,7 +22,9 @@ function shirt(x, y) {
   return (body || sleeve) && !neck;
 }
 
-function pictureOf({ name, shape, element }) {
+/** A tensor that can be drawn on; a picture may come as one, too. */
+function pictureOf({ name, type, side, shape = [3, side, side], element = "u8" }) {
+  if (type !== "tensor" && type !== "image") return null;
   const [channels, height, width] = shape.length === 3 ? shape : shape.length === 2 ? [1, ...shape] : [0, 0, 0];
   if (![1, 3].includes(channels) || Math.max(height, width) > SIDE_MAX || Math.min(height, width) < 2) return null;
   return { name, channels, height, width, full: element === "u8" ? 255 : 1 };
@@ -30,11 +34,11 @@ function example(field, seen) {
   const { name, type, shape } = field;
   if (type === "numeric") return [name, 0.5];
   if (type === "categorical") return [name, "a"];
-  const size = shape.reduce((product, side) => product * side, 1);
-  if (!seen) return [name, new Array(size).fill(0)];
-  const { height, width, full } = seen;
+  if (type === "image" && !seen) return [name, RING];
+  if (!seen) return [name, new Array(shape.reduce((product, side) => product * side, 1)).fill(0)];
+  const { channels, height, width, full } = seen;
   const ink = full === 255 ? 190 : 0.75;
-  return [name, Array.from({ length: size }, (_, index) => {
+  return [name, Array.from({ length: channels * height * width }, (_, index) => {
     const at = index % (height * width);
     return shirt(((at % width) + 0.5) / width, (Math.floor(at / width) + 0.5) / height) ? ink : 0;
   })];
@@ -177,7 +181,7 @@ export function show(seen, stream) {
   model = seen;
   if (same || !stream) return;
   schema = stream.schema;
-  picture = schema.fields.map((field) => field.type === "tensor" && pictureOf(field)).find(Boolean) ?? null;
+  picture = schema.fields.map(pictureOf).find(Boolean) ?? null;
   text.value = written(Object.fromEntries(schema.fields.map((field) => example(field, picture))));
   text.classList.toggle("one-line", picture !== null);
   pad.hidden = picture === null;

@@ -17,7 +17,7 @@ use crate::network::tensor::{read, tensor};
 
 /// Where the threshold comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "mode", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "mode", rename_all = "snake_case", from = "Said")]
 pub enum Mode {
     /// Half way between the mean scores of the classes: the paper's. It holds no rate of false alarms.
     #[default]
@@ -29,15 +29,35 @@ pub enum Mode {
     },
 }
 
+/// A mode as it is read: a variant without members would let pass a rate that is said beside it.
+#[derive(Deserialize)]
+#[serde(tag = "mode", rename_all = "snake_case", deny_unknown_fields)]
+enum Said {
+    Midpoint {},
+    Conformal { target_fpr: f64 },
+}
+
+impl From<Said> for Mode {
+    fn from(said: Said) -> Self {
+        match said {
+            Said::Midpoint {} => Mode::Midpoint,
+            Said::Conformal { target_fpr } => Mode::Conformal { target_fpr },
+        }
+    }
+}
+
 impl Mode {
-    /// Whether it can be had at all; the text says what is wrong.
+    /// Whether a detector that keeps so many held-out rows can have it at all; the text says what is wrong.
     ///
     /// # Errors
-    /// The rate is none.
-    pub fn validate(self) -> std::result::Result<(), String> {
+    /// The rate is none, or needs more rows.
+    pub fn validate(self, kept: usize) -> std::result::Result<(), String> {
         match self {
             Mode::Conformal { target_fpr } if !(target_fpr > 0.0 && target_fpr < 1.0) => {
                 Err(format!("target_fpr is {target_fpr}, but must be between 0 and 1"))
+            }
+            _ if self.rows_needed() > kept => {
+                Err(format!("this rate needs {} held-out rows, and this detector keeps {kept}", self.rows_needed()))
             }
             _ => Ok(()),
         }
@@ -47,18 +67,18 @@ impl Mode {
     pub fn rows_needed(self) -> usize {
         match self {
             Mode::Midpoint => 0,
-            // The least n with ⌈(n + 1)(1 − α)⌉ ≤ n: an n with (n + 1) α ≥ 1.
-            Mode::Conformal { target_fpr } => {
-                let estimate = ((1.0 / target_fpr).ceil() as usize).saturating_sub(2);
-                (estimate..).find(|&rows| rank(rows, target_fpr) <= rows).unwrap_or(usize::MAX)
-            }
+            // The least n with ⌈(n + 1)(1 − α)⌉ ≤ n, rounded as there. A rate may be as small as a number can be.
+            Mode::Conformal { target_fpr } => (((1.0 - ROUNDED) / target_fpr).ceil() as usize).saturating_sub(1).max(1),
         }
     }
 }
 
-/// ⌈(n + 1)(1 − α)⌉, for an α that may have been rounded a little up: 99 rows are enough for one in a hundred.
+/// What a rate may have lost by being written down: 99 rows are enough for one in a hundred.
+const ROUNDED: f64 = 1e-9;
+
+/// ⌈(n + 1)(1 − α)⌉, and at least 1.
 fn rank(rows: usize, target_fpr: f64) -> usize {
-    ((rows as f64 + 1.0) * (1.0 - target_fpr) - 1e-9).ceil().max(0.0) as usize
+    ((rows as f64 + 1.0) * (1.0 - target_fpr) - ROUNDED).ceil().max(1.0) as usize
 }
 
 /// A score above which inputs are called adversarial.
@@ -87,7 +107,7 @@ impl Threshold {
     pub fn conformal(mut scores: Vec<f64>, target_fpr: f64) -> Option<Threshold> {
         let rows = scores.len();
         let rank = rank(rows, target_fpr);
-        if rank == 0 || rank > rows {
+        if rank > rows {
             return None;
         }
         let (_, score, _) = scores.select_nth_unstable_by(rank - 1, f64::total_cmp);
@@ -177,8 +197,24 @@ mod tests {
             assert!(Threshold::conformal(scores(needed - 1), target_fpr).is_none());
             assert_eq!(Threshold::conformal(scores(needed), target_fpr).unwrap().score, (needed - 1) as f64, "{target_fpr}");
         }
-        for bad in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
-            assert!(Mode::Conformal { target_fpr: bad }.validate().is_err());
+        for bad in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY, 1e-300, f64::MIN_POSITIVE] {
+            assert!(Mode::Conformal { target_fpr: bad }.validate(1000).is_err(), "{bad}");
+        }
+        let nearly_all = Mode::Conformal { target_fpr: 1.0 - 1e-12 };
+        assert_eq!((nearly_all.validate(1), nearly_all.rows_needed()), (Ok(()), 1));
+        assert!(Threshold::conformal(vec![2.0], 1.0 - 1e-12).is_some());
+        let hundredth = Mode::Conformal { target_fpr: 0.01 };
+        assert!(hundredth.validate(98).is_err() && hundredth.validate(99).is_ok());
+    }
+
+    #[test]
+    fn a_mode_is_read_with_its_members_and_no_others() {
+        let read = |text: &str| serde_json::from_str::<Mode>(text);
+        for mode in [Mode::Midpoint, Mode::Conformal { target_fpr: 0.25 }] {
+            assert_eq!(read(&serde_json::to_string(&mode).unwrap()).unwrap(), mode);
+        }
+        for text in [r#"{"mode":"midpoint","target_fpr":0.01}"#, r#"{"mode":"conformal"}"#, r#"{"mode":"other"}"#, "{}"] {
+            assert!(read(text).is_err(), "{text}");
         }
     }
 

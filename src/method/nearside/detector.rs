@@ -285,16 +285,12 @@ impl Fold for Detector {
             Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
             Change::Setting(value) => {
                 let mode: Mode = serde_json::from_value(value.clone()).map_err(|error| format!("no threshold: {error}"))?;
-                mode.validate()?;
+                mode.validate(self.recipe.calibration_rows)?;
                 let (rows, needed) = (self.kept.len(), mode.rows_needed());
-                if rows < needed && needed <= self.recipe.calibration_rows {
+                if rows < needed {
                     return Err(format!(
                         "{rows} benign rows are held out, and this rate needs {needed}: post more benign examples"
                     ));
-                }
-                if rows < needed {
-                    let most = self.recipe.calibration_rows;
-                    return Err(format!("this rate needs {needed} held-out rows, and this detector keeps {most}"));
                 }
                 Ok(())
             }

@@ -109,8 +109,6 @@ impl DetectorKind {
                 "blocks: their states have {width} numbers, {most} are the most of a direction that is whitened or carried over"
             )));
         }
-        let mode = settings.threshold.unwrap_or_default();
-        mode.validate().map_err(refused)?;
         let learning_rate = settings.learning_rate.unwrap_or(logistic::LEARNING_RATE);
         check_learning_rate(learning_rate).map_err(refused)?;
         let within = |name: &str, value: usize, most: usize| {
@@ -119,16 +117,16 @@ impl DetectorKind {
             }
             Err(refused(format!("{name} is {value}, allowed are 1 to {most}")))
         };
+        let calibration_rows =
+            within("calibration_rows", settings.calibration_rows.unwrap_or(CALIBRATION_ROWS), limits::CALIBRATION_ROWS_MAX)?;
+        let mode = settings.threshold.unwrap_or_default();
+        mode.validate(calibration_rows).map_err(refused)?;
         Ok(Recipe {
             eye: Arc::new(eye),
             direction,
             origin,
             held_out_every: settings.held_out_every.unwrap_or(HELD_OUT_EVERY),
-            calibration_rows: within(
-                "calibration_rows",
-                settings.calibration_rows.unwrap_or(CALIBRATION_ROWS),
-                limits::CALIBRATION_ROWS_MAX,
-            )?,
+            calibration_rows,
             mode,
             learning_rate,
             seed: settings.seed.unwrap_or(0),
