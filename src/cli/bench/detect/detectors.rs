@@ -29,8 +29,6 @@ pub(super) const NAMES: [&str; 8] = [
 const LINEAR: [(Direction, bool); 4] =
     [(Direction::MeanDifference, false), (Direction::Whitened, false), (Direction::Logistic, false), (Direction::Logistic, true)];
 
-/// Passes of a logistic regression over the rows that it learns.
-const PASSES: u64 = 8;
 /// Blocks together have no more channels than this where a covariance is inverted: that is done at each step.
 const COVARIANCE_WIDTH_MAX: usize = 512;
 /// Of the best single blocks, how many are tried together at most.
@@ -166,17 +164,15 @@ fn learn(direction: Direction, blocks: &[usize], classes: &[Vec<&Row>; 2], pool:
     let width = rows.first().map_or(0, |(state, _)| state.len());
     let mut fold = fold_of_states(direction, width, 0, pool.clone())?;
     let (mut outcomes, mut first) = (Vec::new(), 1);
-    // Moments are known after one pass; a descent is not at its end.
-    for pass in 0..if direction == Direction::Logistic { PASSES } else { 1 } {
-        pictures::shuffle(&mut rows, &mut random::stream(0, pass, "fit"));
-        for step in rows.chunks(fold.step_rows()) {
-            let bytes: Bytes = step.iter().flat_map(|(state, _)| state).flat_map(|value| value.to_le_bytes()).collect();
-            let target = Some(Target::Classes(step.iter().map(|(_, class)| *class).collect()));
-            let blocks = vec![Block { element: Element::F32, width, bytes }];
-            let step = Step::starting(first, Rows { count: step.len(), blocks, target, ..Rows::default() });
-            first = step.last + 1;
-            fold.apply(step, &mut outcomes)?;
-        }
+    pictures::shuffle(&mut rows, &mut random::stream(0, 0, "fit"));
+    // Once, as a stream comes.
+    for step in rows.chunks(fold.step_rows()) {
+        let bytes: Bytes = step.iter().flat_map(|(state, _)| state).flat_map(|value| value.to_le_bytes()).collect();
+        let target = Some(Target::Classes(step.iter().map(|(_, class)| *class).collect()));
+        let blocks = vec![Block { element: Element::F32, width, bytes }];
+        let step = Step::starting(first, Rows { count: step.len(), blocks, target, ..Rows::default() });
+        first = step.last + 1;
+        fold.apply(step, &mut outcomes)?;
     }
     fold.begin_snapshot(&mut outcomes)?;
     let snapshot = fold.snapshot()?.ok_or("a detector gave no snapshot")?;
