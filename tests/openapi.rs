@@ -574,7 +574,7 @@ async fn too_much_at_once(refusals: &mut Refusals<'_>, service: &Doors, has_enco
         queries.push((id, path, [JSON], body));
     }
     let mut asking = tokio::task::JoinSet::new();
-    for (id, path, headers, body) in queries.repeat(40) {
+    for (id, path, headers, body) in std::iter::repeat_n(&queries, 40).flatten().cloned() {
         let router = service.router.clone();
         asking.spawn(async move { (id, ask(&router, &Method::POST, &path, &headers, body).await) });
     }

@@ -96,7 +96,7 @@ fn said(rows: &[Map<String, Value>], sent: &Sent) -> Result<Vec<Said>, Problem> 
     }
     let many = if faults.len() == 1 { "one fault".to_owned() } else { format!("{} faults", faults.len()) };
     let detail = format!("{many}: all rows need a picture and a label to be measured with");
-    Err(Problem::unprocessable("invalid_rows", detail).with_errors(faults.into_iter()))
+    Err(Problem::unprocessable("invalid_rows", detail).with_errors(faults))
 }
 
 fn figures(seen: &Seen, said: &[Said]) -> Value {

@@ -53,9 +53,10 @@ pub fn auprc(positives: &[f64], negatives: &[f64]) -> Option<f64> {
     for (positive, negative) in ties(positives, negatives).into_iter().rev() {
         hits += positive;
         flagged += positive + negative;
-        area += positive as f64 / positives.len().max(1) as f64 * hits as f64 / flagged as f64;
+        area += (positive * hits) as f64 / flagged as f64;
     }
-    (!positives.is_empty() && !negatives.is_empty()).then_some(area)
+    // Divided once, so that a perfect order has 1 and not a rounding more.
+    (!positives.is_empty() && !negatives.is_empty()).then(|| area / positives.len() as f64)
 }
 
 /// For each score that occurs, ascending: how many positives and how many negatives have it.
