@@ -77,6 +77,8 @@ pub const POST_PIXELS_MAX: u64 = 1 << 28;
 pub const DETECT_PICTURES_MAX: usize = 64;
 /// Numbers of a hidden state whose covariance is inverted: 8 MiB, and a third of a second each time.
 pub const WHITENED_WIDTH_MAX: usize = 1024;
+/// The same of either side of a map between encoders, which is inverted nine times at each fit.
+pub const CARRIED_WIDTH_MAX: usize = 512;
 /// Held-out rows that a detector keeps for its threshold.
 pub const CALIBRATION_ROWS_MAX: usize = 10_000;
 /// Rows of one step.

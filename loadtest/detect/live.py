@@ -41,7 +41,9 @@ def arguments():
 
 
 def pictures(folder, wanted):
+    """One picture of each name, so that nothing that was made of one source is both an example and held out."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    files = list({path.stem: path for path in files}.values())
     random.Random(0).shuffle(files)
     if len(files) < wanted:
         raise SystemExit(f"{folder} has {len(files)} pictures, {wanted} are needed")
@@ -78,7 +80,8 @@ class Service:
 
 
 def row(path, label):
-    return {"image": base64.b64encode(path.read_bytes()).decode(), "label": label}
+    # Attacked pictures are named by the picture that they were made of.
+    return {"image": base64.b64encode(path.read_bytes()).decode(), "label": label, "source": f"{label} {path.stem}"}
 
 
 class Reader(threading.Thread):
@@ -86,11 +89,15 @@ class Reader(threading.Thread):
 
     def __init__(self, service, picture):
         super().__init__(daemon=True)
-        self.service, self.body, self.waits, self.ended = service, {"rows": [{"image": row(picture, "")["image"]}]}, [], False
+        self.service, self.body, self.waits = service, {"rows": [{"image": row(picture, "")["image"]}]}, []
+        self.ended, self.failure = False, None
 
     def run(self):
-        while not self.ended:
-            self.waits.append(self.once())
+        try:
+            while not self.ended:
+                self.waits.append(self.once())
+        except BaseException as failure:  # told by whoever joins
+            self.failure = failure
 
     def once(self):
         began = time.perf_counter()
@@ -144,9 +151,12 @@ def main():
             random.Random(post).shuffle(rows)
             reader = Reader(service, benign[0])
             reader.start()
-            service.ask("POST", "/v1/detectors/live/examples?wait=applied&timeout_seconds=60", {"rows": rows})
+            examined = [{key: said[key] for key in ("image", "label")} for said in rows]
+            _, applied = service.ask("POST", "/v1/detectors/live/examples?wait=applied&timeout_seconds=25", {"rows": examined})
             reader.ended = True
             reader.join()
+            if reader.failure or not applied["applied"]:
+                raise SystemExit(f"a reader failed ({reader.failure}), or the examples were not learned in time ({applied})")
             busy += reader.waits
             _, measured = service.ask("POST", "/v1/detectors/live/evaluate", held_out)
             figures = measured["figures"]

@@ -155,6 +155,9 @@ impl Encoder {
     /// # Errors
     /// A gradient has another shape than what it is by.
     pub fn gradient(&self, pass: Pass, by_logits: Tensor, by_states: Vec<Option<Tensor>>) -> Result<Tensor> {
+        if by_states.len() != self.blocks.len() {
+            candle_core::bail!("gradients by {} states of {} blocks", by_states.len(), self.blocks.len());
+        }
         let mut at = self.head.backward(pass.head, by_logits)?;
         for ((block, kept), by_state) in self.blocks.iter().zip(pass.blocks).zip(by_states).rev() {
             if let Some(by_state) = by_state {

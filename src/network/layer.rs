@@ -30,6 +30,7 @@ pub use linear::Linear;
 pub use max_pool2d::MaxPool2d;
 pub use relu::Relu;
 pub use residual::Residual;
+pub(crate) use standardise::factor;
 pub use standardise::{Standardise, StandardiseColumns};
 pub use zero_pad2d::ZeroPad2d;
 

@@ -51,7 +51,7 @@ pub(in crate::http) async fn evaluate(
         .blocking(move |_| {
             let Document { rows } = request::read_json(&bytes)?;
             let sent = Sent::decode(side, rows.iter().map(|row| text(row, &field)))?;
-            let said = said(&rows, &sent)?;
+            let said = said(&rows, &sent, &field)?;
             Ok((sent, said))
         })
         .await?;
@@ -69,14 +69,14 @@ pub(in crate::http) async fn evaluate(
 }
 
 /// The labels and sources of all rows: figures of some would be figures of other rows than were sent.
-fn said(rows: &[Map<String, Value>], sent: &Sent) -> Result<Vec<Said>, Problem> {
+fn said(rows: &[Map<String, Value>], sent: &Sent, field: &str) -> Result<Vec<Said>, Problem> {
     let (mut said, mut faults, mut sources) = (Vec::with_capacity(rows.len()), Vec::new(), BTreeMap::new());
     for (number, (row, place)) in rows.iter().zip(&sent.places).enumerate() {
         let mut fault = |column: &str, reason: String| {
             faults.push(Fault { row: Some(number as u64), column: Some(column.to_owned()), reason });
         };
         if let Err(reason) = place {
-            fault("image", reason.clone());
+            fault(field, reason.clone());
         }
         let source = match row.get("source") {
             // Rows without one are each of their own.
@@ -109,8 +109,16 @@ fn figures(seen: &Seen, said: &[Said]) -> Value {
     let (positives, negatives) = (scores(&adversarial), scores(&benign));
     let bootstrap = Bootstrap { confidence: CONFIDENCE, ..Bootstrap::default() };
     let confusion = Confusion::at(seen.threshold.score, &positives, &negatives);
-    let alarms = negatives.iter().filter(|&&score| score > seen.threshold.score).count() as u64;
-    let share = |hits: u64, of: usize| (of > 0).then(|| hits as f64 / of as f64);
+    let rate = |_: &[f64], negatives: &[f64]| flagged(negatives, seen.threshold.score);
+    let mut sources: Vec<u64> = benign.iter().map(|row| row.source).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    // Rows of one source are not independent of each other.
+    let fpr_interval = if sources.len() < benign.len() {
+        bootstrap.interval(&adversarial, &benign, rate)
+    } else {
+        clopper_pearson(confusion.false_positives, negatives.len() as u64, CONFIDENCE)
+    };
     let at_rates = RATES.map(|rate| {
         let statistic = |positives: &[f64], negatives: &[f64]| tpr_at(rate, positives, negatives);
         json!({
@@ -129,19 +137,23 @@ fn figures(seen: &Seen, said: &[Said]) -> Value {
             "precision": confusion.precision(),
             "recall": confusion.recall(),
             "f1": confusion.f1(),
-            "fpr": share(alarms, negatives.len()),
-            "fpr_interval": clopper_pearson(alarms, negatives.len() as u64, CONFIDENCE),
+            "fpr": flagged(&negatives, seen.threshold.score),
+            "fpr_interval": fpr_interval,
         },
         "at_fpr": at_rates,
         "confidence": CONFIDENCE,
     })
 }
 
-/// The rate of true alarms above the lowest threshold that at most this share of the negatives lies above.
+/// The rate of true alarms above the lowest threshold that at most this share of the negatives lies above; none where one of them alone is
+/// more than that share.
 fn tpr_at(rate: f64, positives: &[f64], negatives: &[f64]) -> Option<f64> {
     let mut negatives = negatives.to_vec();
     negatives.sort_unstable_by(f64::total_cmp);
     let alarms = (rate * negatives.len() as f64).floor() as usize;
+    if alarms == 0 {
+        return None;
+    }
     let threshold = negatives.len().checked_sub(1 + alarms).and_then(|place| negatives.get(place))?;
     flagged(positives, *threshold)
 }
@@ -154,7 +166,7 @@ mod tests {
     fn true_alarms_are_told_at_a_rate_of_false_ones() {
         let negatives: Vec<f64> = (0..100).map(f64::from).collect();
         assert_eq!(tpr_at(0.01, &[97.5, 98.5, 99.5, 100.0], &negatives), Some(0.75), "one of a hundred lies above 98");
-        assert_eq!(tpr_at(0.0, &[99.0, 99.5], &negatives), Some(0.5));
+        assert_eq!(tpr_at(0.009, &[99.0, 99.5], &negatives), None, "one of a hundred is more");
         assert_eq!(tpr_at(0.05, &[1.0], &[]), None);
     }
 }

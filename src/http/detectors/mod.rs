@@ -31,7 +31,7 @@ use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
 use crate::method::nearside::DetectorSnapshot;
 use crate::method::nearside::calibration::Mode;
-use crate::method::nearside::kind::{CarriedFrom, KIND};
+use crate::method::nearside::kind::{CarriedFrom, KIND, complete};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
@@ -59,10 +59,7 @@ fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response,
     }
     let encoder = body.get("encoder").and_then(Value::as_str).ok_or_else(|| invalid("encoder: its name is missing".into()))?;
     let encoder = Source::find(encoder).map_err(|error| invalid(error.to_string()))?;
-    // What is left out is written down, so that a data folder means the same under another default.
-    if !body.contains_key("blocks") {
-        body.insert("blocks".into(), json!(encoder.blocks()));
-    }
+    complete(&mut body, encoder);
     body.insert("kind".into(), KIND.into());
     let own = !body.contains_key("stream");
     if own {
@@ -123,15 +120,11 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({ "detectors": detectors }))
 }
 
-/// Deletes the detector, and its own stream with all examples, unless others learn from that.
+/// Deletes the detector. Its stream stays, with the examples: another detector can be made of them.
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.blocking(move |app| {
-        let live = find(app, &name)?;
+        find(app, &name)?;
         app.models.delete(&name)?;
-        if live.stream.name == name && app.models.of_stream(&name).is_empty() {
-            app.models.delete_stream(&name)?;
-            app.metrics.remove_stream(&name);
-        }
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -158,7 +151,7 @@ pub(super) async fn calibrate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Value>, Problem> {
-    let live = find(&app, &name)?;
+    let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
     live.set(json!(mode)).await?;
     Ok(Json(view(&live)))
@@ -178,27 +171,38 @@ struct Transfer {
     threshold: Option<Mode>,
 }
 
-/// Makes a detector on another encoder of this one's direction, as it is now: the map between them is fitted on the benign rows of the same
-/// stream, those that come and those that the log has.
+/// Makes a detector on another encoder that is told by the difference of this one's means, as it is now: of whatever direction this one answers,
+/// that is what a map between states can carry. The map is fitted on the benign rows of the same stream, those that come and those that
+/// the log has.
 pub(super) async fn transfer(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let live = find(&app, &name)?;
+    let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let Transfer { name: carried, encoder, blocks, threshold } = request::json(&headers, body, app.body_limits).await?;
     let published = live.published();
     let snapshot = known(published.snapshot.clone()).ok_or_else(|| failed(&live))?;
+    if snapshot.worth.is_some() {
+        let detail = format!(
+            "the direction of `{}` is carried over itself: carry over that of the detector that it comes from",
+            live.name
+        );
+        return Err(Problem::unprocessable("invalid_detector", detail));
+    }
     if snapshot.learned.contains(&0) {
         return Err(not_ready(&live, "its direction needs examples of both classes"));
     }
-    let watched = |key: &str| live.spec.settings.get(key).cloned().unwrap_or_default();
+    let mut watched = live.spec.settings.clone();
+    if let Some(source) = watched.get("encoder").and_then(Value::as_str).and_then(|name| Source::find(name).ok()) {
+        complete(&mut watched, source);
+    }
     let from: CarriedFrom = serde_json::from_value(json!({
         "detector": name,
         "version": published.version,
-        "encoder": watched("encoder"),
-        "blocks": watched("blocks"),
+        "encoder": watched["encoder"],
+        "blocks": watched["blocks"],
         "difference": snapshot.difference(),
     }))
     .map_err(|error| not_ready(&live, &error.to_string()))?;

@@ -162,6 +162,10 @@ impl Kept {
     pub(super) fn push<'a>(&mut self, new: impl Iterator<Item = &'a [f32]>) -> Result<()> {
         let (capacity, shape) = (self.capacity(), self.states.dims().to_vec());
         let width = shape.get(1).copied().unwrap_or(0);
+        let mut new = new.peekable();
+        if new.peek().is_none() {
+            return Ok(());
+        }
         let mut states = read::<f32>(&self.states)?.to_vec();
         for state in new {
             let place = (self.seen % capacity.max(1) as u64) as usize;

@@ -1,7 +1,7 @@
 //! A direction that was found in the states of another encoder, and carried over by what both make of the same benign rows.
 //!
 //! Only benign rows teach here: pairs of states, of which the newest are kept, and from which the map is fitted anew whenever there is a
-//! quarter more of them than at the last fit. That follows from the rows alone, so a replay fits at the same places.
+//! quarter more of them than at the last fit, or as many as are kept. That follows from the rows alone, so a replay fits at the same places.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Carried {
     /// Bytes while a map is fitted: pairs in 64 bits, with their centred copies and shuffled targets, and the sums of a regression.
     pub(super) fn fit_bytes(source: usize, target: usize) -> u64 {
         let (source, target) = (source as u64, target as u64);
-        Self::bytes(source as usize, target as usize) * 5 + 8 * (4 * source * source + 3 * source * target)
+        Self::bytes(source as usize, target as usize) * 7 + 8 * (4 * source * source + 3 * source * target)
     }
 
     pub(super) fn take_in<'a>(
@@ -78,12 +78,12 @@ impl Carried {
         self.sources.push(sources)?;
         self.targets.push(targets)?;
         let (seen, before) = (self.sources.seen, self.worth.pairs);
-        if seen < PAIRS_MIN as u64 || seen < before + before / 4 || seen == before {
+        let pause = (before / 4).clamp(1, PAIRS_MAX as u64);
+        if seen < PAIRS_MIN as u64 || seen < before + pause {
             return Ok(());
         }
         let rows = self.sources.len();
         let (sources, targets) = (self.sources.states()?, self.targets.states()?);
-        self.worth.pairs = seen;
         if let Some(map) = Map::fit(Pairs { rows, sources: &sources, targets: &targets }) {
             let carried = map.carry(&self.origin.difference);
             let length = carried.iter().map(|value| value * value).sum::<f64>().sqrt();

@@ -4,7 +4,7 @@
 //! steps. Every so many benign rows one is held out for the threshold. All of that follows from the rows in their order, so the direction
 //! after a restart is the same to the bit.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ use crate::rows::{Rows, Target};
 
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
 const FOLD_VERSION: u32 = 1;
+/// The snapshot that is published, and one that readers have not let go of.
+const SNAPSHOTS_MAX: usize = 2;
 
 /// What a detector is made of.
 #[derive(Clone)]
@@ -51,11 +53,30 @@ pub struct Recipe {
     pub seed: u64,
     /// Rows of a step, at most.
     pub step_rows: usize,
+    /// Bytes of one row's features.
+    pub row_bytes: u64,
     /// Bytes of records that the driver holds at most.
     pub queued_bytes: u64,
 }
 
 impl Recipe {
+    /// Whether a threshold can ever come from there.
+    ///
+    /// # Errors
+    /// It cannot, for the reason given.
+    pub(super) fn check(&self, mode: Mode) -> Result<(), String> {
+        mode.validate(self.calibration_rows)?;
+        match mode {
+            Mode::Midpoint if self.origin.is_some() => {
+                Err("threshold: a direction that is carried over learns no adversarial rows, so it has no midpoint".into())
+            }
+            Mode::Conformal { .. } if self.held_out_every == 0 => {
+                Err("threshold: a rate needs rows that are held out, and held_out_every is 0".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn spread(&self) -> Spread {
         if self.direction == Direction::Whitened && self.origin.is_none() { Spread::Covariance } else { Spread::Variances }
     }
@@ -77,21 +98,24 @@ impl Recipe {
         let mut bytes = [0; Part::ALL.len()];
         bytes[Part::Weights as usize] = self.eye.weight_bytes() + 4 * width;
         // The newest direction with the readers, and the next one.
-        bytes[Part::Snapshots as usize] = 2 * 4 * width;
+        bytes[Part::Snapshots as usize] = SNAPSHOTS_MAX as u64 * DetectorSnapshot::bytes(width);
         bytes[Part::Activations as usize] = self.eye.row_bytes() * plan.rows_at_once as u64;
         bytes[Part::Learner as usize] = moments + kept;
-        // A step's states, and whichever is the larger of what is copied while it changes.
-        bytes[Part::Workspace as usize] = 4 * width * self.step_rows as u64 + (2 * moments).max(kept);
+        // A step's states as they come from the threads, side by side, and as a regression reads them; and whichever is the larger of what is
+        // copied while it changes.
+        bytes[Part::Workspace as usize] = 4 * 4 * width * self.step_rows as u64 + (2 * moments).max(kept);
         bytes[Part::QueuedRows as usize] = self.queued_bytes;
         if let Some(Origin { eye, .. }) = &self.origin {
             let (source, target) = (eye.width(), self.eye.width());
             bytes[Part::Weights as usize] += eye.weight_bytes() + 4 * width;
             bytes[Part::Activations as usize] += eye.row_bytes() * plan.rows_at_once as u64;
             bytes[Part::Learner as usize] += Carried::bytes(source, target);
-            bytes[Part::Workspace as usize] += Carried::fit_bytes(source, target);
+            // The rows that are looked at by the other encoder are gathered.
+            let of_step = self.row_bytes + 2 * 4 * source as u64;
+            bytes[Part::Workspace as usize] += Carried::fit_bytes(source, target) + of_step * self.step_rows as u64;
         }
         if let Some(logistic) = self.logistic(1)? {
-            bytes[Part::Optimiser as usize] = logistic.planner().minimum(0).bytes.total();
+            bytes[Part::Optimiser as usize] = logistic::plan(&logistic).bytes.total();
         }
         Ok(bytes)
     }
@@ -159,6 +183,8 @@ pub struct Detector {
     probe: Probe,
     /// A snapshot was asked for.
     asked: bool,
+    /// Those that readers may still hold.
+    issued: Vec<Weak<DetectorSnapshot>>,
     ledger: Ledger,
     _held: Vec<Guard>,
 }
@@ -191,6 +217,7 @@ impl Detector {
             ordinal: 0,
             probe: Probe::new(width),
             asked: false,
+            issued: Vec::new(),
             ledger,
             _held: held,
             recipe,
@@ -248,16 +275,16 @@ impl Fold for Detector {
         }
         let state = |row: usize| &states[row * width..(row + 1) * width];
         let (learned, held_out) = self.divide(classes);
-        self.kept.push(held_out.iter().filter(|&&row| classes[row] == BENIGN).map(|&row| state(row)))?;
         let mut verdict = Verdict::Learned;
         if let Some(logistic) = &mut self.logistic {
             let learned_states: Vec<f32> = learned.iter().flat_map(|&row| state(row)).copied().collect();
             let learned_classes = learned.iter().map(|&row| classes[row]).collect();
             verdict = logistic.learn(step.last, &learned_states, learned_classes)?.unwrap_or(verdict);
         }
-        if !matches!(verdict, Verdict::Quarantined(_)) {
-            self.moments.take_in(learned.iter().map(|&row| (state(row), classes[row])))?;
-        }
+        let refused = matches!(verdict, Verdict::Quarantined(_));
+        let (learned, held_out) = if refused { (Vec::new(), Vec::new()) } else { (learned, held_out) };
+        self.moments.take_in(learned.iter().map(|&row| (state(row), classes[row])))?;
+        self.kept.push(held_out.iter().filter(|&&row| classes[row] == BENIGN).map(|&row| state(row)))?;
         if let Some(carried) = &mut self.carried {
             let sources = eye::states_on(&self.pool, self.plan.rows_at_once, &carried.origin.eye, &step.rows.gather(&learned))?;
             let source_width = carried.origin.eye.width().max(1);
@@ -266,6 +293,7 @@ impl Fold for Detector {
         self.direct()?;
         let (ordinal, rows, held_out) = (self.ordinal, step.rows.count as u64, held_out.len() as u64);
         self.ordinal += 1;
+        let score = if refused { Score::default() } else { score };
         outcomes.push(Outcome { ordinal, last: step.last, rows, held_out, verdict, score });
         Ok(())
     }
@@ -285,7 +313,7 @@ impl Fold for Detector {
             Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
             Change::Setting(value) => {
                 let mode: Mode = serde_json::from_value(value.clone()).map_err(|error| format!("no threshold: {error}"))?;
-                mode.validate(self.recipe.calibration_rows)?;
+                self.recipe.check(mode)?;
                 let (rows, needed) = (self.kept.len(), mode.rows_needed());
                 if rows < needed {
                     return Err(format!(
@@ -311,8 +339,9 @@ impl Fold for Detector {
     }
 
     fn begin_snapshot(&mut self, _outcomes: &mut Vec<Outcome>) -> Result<bool, FoldError> {
-        self.asked = true;
-        Ok(true)
+        self.issued.retain(|snapshot| snapshot.strong_count() > 0);
+        self.asked = self.issued.len() < SNAPSHOTS_MAX;
+        Ok(self.asked)
     }
 
     fn snapshot(&mut self) -> Result<Option<Arc<dyn Snapshot>>, FoldError> {
@@ -328,9 +357,11 @@ impl Fold for Detector {
             means: self.moments.means()?,
             learned: self.moments.counts,
             calibration_rows: self.kept.len(),
-            _held: self.ledger.take(Part::Snapshots, 4 * self.recipe.eye.width() as u64),
+            _held: self.ledger.take(Part::Snapshots, DetectorSnapshot::bytes(self.recipe.eye.width() as u64)),
         };
-        Ok(Some(Arc::new(snapshot)))
+        let snapshot = Arc::new(snapshot);
+        self.issued.push(Arc::downgrade(&snapshot));
+        Ok(Some(snapshot))
     }
 
     fn checkpoint(&self) -> Result<StateRef<'_>, FoldError> {
@@ -452,6 +483,11 @@ pub struct DetectorSnapshot {
 }
 
 impl DetectorSnapshot {
+    /// The probe, and two means in 64 bits.
+    fn bytes(width: u64) -> u64 {
+        (4 + 2 * 8) * width
+    }
+
     /// The difference of the classes' means.
     pub fn difference(&self) -> Vec<f64> {
         let [benign, adversarial] = &self.means;
@@ -485,6 +521,7 @@ pub fn fold_of_states(direction: Direction, width: usize, seed: u64, pool: Pool)
         learning_rate: logistic::LEARNING_RATE,
         seed,
         step_rows: super::kind::STEP_ROWS,
+        row_bytes: 4 * width as u64,
         queued_bytes: 0,
     };
     Detector::new(recipe, pool)

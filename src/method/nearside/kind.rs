@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use super::calibration::Mode;
 use super::carried::Origin;
@@ -17,6 +17,7 @@ use crate::fold::Fold;
 use crate::limits;
 use crate::model::kind::{Given, Kind, SpecError};
 use crate::rows::Element;
+use crate::stream::Schema;
 
 /// What a spec's `kind` says.
 pub const KIND: &str = "detector";
@@ -85,16 +86,7 @@ impl DetectorKind {
             .map_err(|error| refused(format!("kind `detector`: {error}")))?;
         let encoder = self.shelf.get(&settings.encoder).map_err(|error| refused(error.to_string()))?;
         let source = Source::find(&settings.encoder).map_err(|error| refused(error.to_string()))?;
-        let side = source.side;
-        if schema.element() != Element::U8 || schema.input_shape() != [3, side, side] {
-            return Err(refused(format!(
-                "encoder `{}` reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 [3, {side}, {side}]",
-                settings.encoder
-            )));
-        }
-        if !schema.is_classified() || schema.class_count() != 2 {
-            return Err(refused("a detector learns from two classes, the first benign and the second adversarial".into()));
-        }
+        check_schema(schema, source).map_err(refused)?;
         let origin = settings.carried.map(|carried| self.origin(&carried)).transpose()?;
         if origin.is_some() && settings.direction.is_some() {
             return Err(refused("a direction is either carried over or found here: `carried` or `direction`".into()));
@@ -102,12 +94,10 @@ impl DetectorKind {
         let blocks = settings.blocks.unwrap_or_else(|| source.blocks());
         let eye = EncoderEye::new(encoder, &blocks).map_err(refused)?;
         let direction = settings.direction.unwrap_or_default();
-        let inverted = direction == Direction::Whitened || origin.is_some();
-        if inverted && eye.width() > limits::WHITENED_WIDTH_MAX {
-            let (width, most) = (eye.width(), limits::WHITENED_WIDTH_MAX);
-            return Err(refused(format!(
-                "blocks: their states have {width} numbers, {most} are the most of a direction that is whitened or carried over"
-            )));
+        match direction {
+            _ if origin.is_some() => check_width(eye.width(), limits::CARRIED_WIDTH_MAX).map_err(refused)?,
+            Direction::Whitened => check_width(eye.width(), limits::WHITENED_WIDTH_MAX).map_err(refused)?,
+            Direction::MeanDifference | Direction::Logistic => {}
         }
         let learning_rate = settings.learning_rate.unwrap_or(logistic::LEARNING_RATE);
         check_learning_rate(learning_rate).map_err(refused)?;
@@ -119,24 +109,28 @@ impl DetectorKind {
         };
         let calibration_rows =
             within("calibration_rows", settings.calibration_rows.unwrap_or(CALIBRATION_ROWS), limits::CALIBRATION_ROWS_MAX)?;
+        let held_out_every = settings.held_out_every.unwrap_or(HELD_OUT_EVERY);
+        if held_out_every == 1 {
+            return Err(refused("held_out_every is 1: no benign row would be learned".into()));
+        }
         let mode = settings.threshold.unwrap_or_default();
-        mode.validate(calibration_rows).map_err(refused)?;
-        Ok(Recipe {
+        let recipe = Recipe {
             eye: Arc::new(eye),
             direction,
             origin,
-            held_out_every: settings.held_out_every.unwrap_or(HELD_OUT_EVERY),
+            held_out_every,
             calibration_rows,
             mode,
             learning_rate,
             seed: settings.seed.unwrap_or(0),
             step_rows: within("step_rows", settings.step_rows.unwrap_or(STEP_ROWS), limits::STEP_ROWS_MAX)?,
+            row_bytes: schema.row_bytes() as u64,
             queued_bytes,
-        })
+        };
+        recipe.check(mode).map_err(refused)?;
+        Ok(recipe)
     }
-}
 
-impl DetectorKind {
     fn origin(&self, carried: &CarriedFrom) -> Result<Origin, SpecError> {
         let refused = |reason: String| SpecError::Settings(format!("carried: {reason}"));
         let encoder = self.shelf.get(&carried.encoder).map_err(|error| refused(error.to_string()))?;
@@ -145,14 +139,49 @@ impl DetectorKind {
         if width != given || carried.difference.iter().any(|value| !value.is_finite()) {
             return Err(refused(format!("difference has {given} numbers, the blocks have {width}; all must be finite")));
         }
-        if width > limits::WHITENED_WIDTH_MAX {
-            let most = limits::WHITENED_WIDTH_MAX;
-            return Err(refused(format!(
-                "the blocks have {width} numbers, {most} are the most of a direction that is carried over"
-            )));
-        }
+        check_width(width, limits::CARRIED_WIDTH_MAX).map_err(refused)?;
         Ok(Origin { eye: Arc::new(eye), difference: carried.difference.clone() })
     }
+}
+
+/// Whether a detector can learn from rows of this schema.
+fn check_schema(schema: &Schema, source: &Source) -> Result<(), String> {
+    let (name, side) = (source.name, source.side);
+    if schema.element() != Element::U8 || schema.input_shape() != [3, side, side] {
+        return Err(format!(
+            "encoder `{name}` reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 \
+             [3, {side}, {side}]"
+        ));
+    }
+    let swapped = schema.class_names().is_some_and(|names| names[0] == "adversarial" || names[names.len() - 1] == "benign");
+    if !schema.is_classified() || schema.class_count() != 2 || swapped {
+        return Err("a detector learns from two classes, the first benign and the second adversarial".into());
+    }
+    Ok(())
+}
+
+fn check_width(width: usize, most: usize) -> Result<(), String> {
+    if width > most {
+        return Err(format!("blocks: their states have {width} numbers, {most} are the most of this direction"));
+    }
+    Ok(())
+}
+
+/// Writes down what a spec leaves out, so that a data folder means the same under other defaults.
+pub fn complete(settings: &mut Map<String, Value>, source: &Source) {
+    let carried = settings.contains_key("carried");
+    let mut default = |key: &str, value: Value| {
+        settings.entry(key).or_insert(value);
+    };
+    default("blocks", json!(source.blocks()));
+    if !carried {
+        default("direction", json!(Direction::default()));
+    }
+    default("threshold", json!(Mode::default()));
+    default("held_out_every", json!(HELD_OUT_EVERY));
+    default("calibration_rows", json!(CALIBRATION_ROWS));
+    default("learning_rate", json!(logistic::LEARNING_RATE));
+    default("step_rows", json!(STEP_ROWS));
 }
 
 impl Kind for DetectorKind {
@@ -162,7 +191,7 @@ impl Kind for DetectorKind {
 
     fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<Value, SpecError> {
         let plan = self.recipe(given)?.propose(budget_bytes, self.pool.threads())?;
-        Ok(serde_json::json!(plan))
+        Ok(json!(plan))
     }
 
     fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {

@@ -6,19 +6,19 @@ use bytes::Bytes;
 
 use super::probe::Probe;
 use crate::ferret::executor::Executor;
+use crate::ferret::plan::{Plan, Publication};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::{Recipe, Trainer};
 use crate::ferret::work::Rule;
 use crate::fold::{Fold, FoldError, Outcome, State, StateRef, Step, Verdict};
 use crate::learner::{Learner, RowLayout};
+use crate::network::layer::factor;
 use crate::network::tensor::read;
 use crate::network::{Architecture, Loss, Network, Optimiser};
 use crate::rows::{Block, Element, Rows, Target};
 
 /// What AdamW begins with; a detector's spec may say otherwise. Ten times what networks have: examples are few, and the regression is convex.
 pub(super) const LEARNING_RATE: f64 = 0.03;
-/// A feature's factor as the standardising layer has it.
-const EPSILON: f64 = 1e-12;
 
 /// What a logistic regression over states is made of.
 pub(super) fn recipe(width: usize, step_rows: usize, threads: usize, learning_rate: f64, seed: u64) -> Result<Recipe, FoldError> {
@@ -30,6 +30,11 @@ pub(super) fn recipe(width: usize, step_rows: usize, threads: usize, learning_ra
     Ok(Recipe { rule, layout, learning_rate, seed, ..Recipe::new(Arc::new(network), step_rows, threads) })
 }
 
+/// One step after the other, with all the rows that the learner would like to keep: a detector's budget has no say in it.
+pub(super) fn plan(recipe: &Recipe) -> Plan {
+    recipe.planner().sequential(0, Publication::AtDrain)
+}
+
 /// The regression in training.
 pub(super) struct Logistic {
     trainer: Trainer,
@@ -39,7 +44,7 @@ pub(super) struct Logistic {
 impl Logistic {
     pub(super) fn new(recipe: Recipe, pool: Pool) -> Result<Logistic, FoldError> {
         let width = recipe.network.input_shape.iter().product();
-        let plan = recipe.planner().minimum(0);
+        let plan = plan(&recipe);
         Ok(Logistic { trainer: Trainer::new(recipe, plan, Executor::Threads(pool))?, width })
     }
 
@@ -69,12 +74,15 @@ impl Logistic {
         let (weight, bias) = (named("1.linear.weight")?, named("1.linear.bias")?);
         let (count, mean, m2) = (read::<f64>(count)?, read::<f64>(mean)?, read::<f64>(m2)?);
         let (weight, bias) = (read::<f32>(weight)?, read::<f32>(bias)?);
-        let rows = count.first().copied().unwrap_or_default().max(1.0);
+        let rows = count.first().copied().unwrap_or_default();
+        if rows == 0.0 {
+            // Weights are drawn, and mean nothing before the first lesson.
+            return Ok(Probe::new(self.width));
+        }
         let (of_benign, of_adversarial) = weight.split_at(self.width);
         let mut probe = Probe { weights: Vec::with_capacity(self.width), bias: f64::from(bias[1]) - f64::from(bias[0]) };
         for (((benign, adversarial), mean), m2) in of_benign.iter().zip(of_adversarial).zip(&*mean).zip(&*m2) {
-            let factor = if *m2 > 0.0 { 1.0 / (m2 / rows + EPSILON).sqrt() } else { 0.0 };
-            let weight = (f64::from(*adversarial) - f64::from(*benign)) * factor;
+            let weight = (f64::from(*adversarial) - f64::from(*benign)) * factor(*m2, rows);
             probe.weights.push(weight as f32);
             probe.bias -= f64::from(weight as f32) * mean;
         }

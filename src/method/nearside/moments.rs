@@ -115,7 +115,7 @@ impl Moments {
         let [benign, _] = self.means()?;
         let (scatter, freedom) = (read::<f64>(&self.scatter)?, self.counts[0].saturating_sub(1).max(1) as f64);
         let variance: f64 = direction.iter().zip(&*scatter).map(|(&unit, sum)| f64::from(unit).powi(2) * sum / freedom).sum();
-        if self.spread == Spread::Covariance || variance <= 0.0 {
+        if variance <= 0.0 {
             return Ok(Probe::new(self.width));
         }
         let weights: Vec<f32> = direction.iter().map(|&unit| (f64::from(unit) / variance.sqrt()) as f32).collect();
@@ -124,7 +124,8 @@ impl Moments {
     }
 
     /// The direction from benign to adversarial states: the difference d of the means where only variances are kept, Fisher's `Σ⁻¹ d` where
-    /// there is a covariance. Σ is shrunk towards its mean variance by `width / (rows + width)`, so that it can be inverted from the second row on.
+    /// there is a covariance. Σ is shrunk towards its mean variance by `width / (rows + width)`, so that it can be inverted from the second row of a
+    /// class on.
     ///
     /// Scores are scaled so that the means have [`MEAN_SCORE`] and its opposite. Fisher's own scale would make them logs of odds, if states
     /// were normal and Σ were known: with fewer rows than features they come out in the hundreds, which no probability of 32 bits tells

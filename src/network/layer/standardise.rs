@@ -109,7 +109,7 @@ impl Layer for Standardise {
 }
 
 /// What the distance of a feature from its mean is multiplied by, after so many values.
-fn factor(m2: f64, count: f64) -> f64 {
+pub(crate) fn factor(m2: f64, count: f64) -> f64 {
     if m2 > 0.0 { 1.0 / (m2 / count.max(1.0) + EPSILON).sqrt() } else { 0.0 }
 }
 

@@ -36,6 +36,40 @@ fn detector(direction: Direction, mode: Mode) -> Detector {
     Detector::new(recipe, Pool::new(2, 0).unwrap()).unwrap()
 }
 
+/// A detector whose direction was found in the first four of the six features.
+fn carried() -> Detector {
+    struct First(usize);
+    impl Eye for First {
+        fn width(&self) -> usize {
+            self.0
+        }
+        fn states(&self, rows: &Rows) -> Result<Vec<f32>, FoldError> {
+            let all = eye::Given { width: WIDTH }.states(rows)?;
+            Ok(all.chunks_exact(WIDTH).flat_map(|state| &state[..self.0]).copied().collect())
+        }
+        fn identity(&self) -> String {
+            "the first features".into()
+        }
+        fn weight_bytes(&self) -> u64 {
+            0
+        }
+        fn row_bytes(&self) -> u64 {
+            0
+        }
+    }
+    let origin = Origin { eye: Arc::new(First(4)), difference: vec![1.0, 1.0, 0.0, 0.0] };
+    let recipe = detector(Direction::MeanDifference, Mode::Midpoint).recipe;
+    let recipe = Recipe { origin: Some(origin), mode: Mode::Conformal { target_fpr: 0.1 }, ..recipe };
+    Detector::new(recipe, Pool::new(2, 0).unwrap()).unwrap()
+}
+
+/// What a checkpoint has, in storage of its own.
+fn copied(fold: &Detector) -> State {
+    let state = fold.checkpoint().unwrap();
+    let copies = state.tensors.iter().map(|(name, tensor)| (name.clone(), network::deep_copy(tensor).unwrap()));
+    State { tensors: copies.collect(), values: state.values.clone() }
+}
+
 /// Feeds rows in steps of 16, those from `from` on.
 fn feed(fold: &mut Detector, rows: &Rows, from: usize) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
@@ -92,11 +126,8 @@ fn a_restored_state_goes_on_to_the_same_bits() {
         let change = Change::Setting(serde_json::json!({"mode": "conformal", "target_fpr": 0.2}));
         first.check(&change).unwrap();
         first.execute(&change).unwrap();
-        let state = first.checkpoint().unwrap();
-        let copies = state.tensors.iter().map(|(name, tensor)| (name.clone(), network::deep_copy(tensor).unwrap()));
-        let state = State { tensors: copies.collect(), values: state.values.clone() };
         let mut second = detector(direction, Mode::Midpoint);
-        second.restore(state).unwrap();
+        second.restore(copied(&first)).unwrap();
         assert_eq!(second.mode, Mode::Conformal { target_fpr: 0.2 });
         feed(&mut second, &rows, 80);
         assert_eq!(second.probe, whole.probe, "{direction:?}");
@@ -130,4 +161,49 @@ fn what_is_held_stays_within_the_plan() {
         drop(first);
         assert!(fold.planned_bytes() <= fold.minimum_bytes());
     }
+}
+
+#[test]
+fn a_state_from_before_the_first_row_scores_as_a_fresh_one() {
+    let rows = rows(48, 1.0, 6);
+    for direction in DIRECTIONS {
+        let mut fresh = detector(direction, Mode::Midpoint);
+        let mut restored = detector(direction, Mode::Midpoint);
+        restored.restore(copied(&fresh)).unwrap();
+        assert_eq!(restored.probe, fresh.probe, "{direction:?}");
+        assert_eq!(feed(&mut restored, &rows, 0), feed(&mut fresh, &rows, 0), "{direction:?}");
+    }
+}
+
+#[test]
+fn a_direction_that_is_carried_over_survives_a_restart_and_tells() {
+    let rows = rows(480, 2.0, 7);
+    let (mut whole, mut first, mut second) = (carried(), carried(), carried());
+    let outcomes = feed(&mut whole, &rows, 0);
+    feed(&mut first, &rows.slice(0..160), 0);
+    second.restore(copied(&first)).unwrap();
+    let after = feed(&mut second, &rows, 160);
+    assert_eq!(after, outcomes[10..]);
+    assert_eq!(second.probe, whole.probe);
+    let (one, other) = (snapshot(&mut second), snapshot(&mut whole));
+    assert_eq!((one.threshold, one.worth), (other.threshold, other.worth));
+    let worth = one.worth.unwrap();
+    assert!(worth.pairs > 100 && worth.held_out_r2 > 0.5 && worth.shuffled_r2 < 0.05, "{worth:?}");
+    assert_eq!(one.learned[1], 0, "adversarial rows are scored and not learned");
+    let fresh = self::rows(600, 2.0, 8);
+    let states = eye::Given { width: WIDTH }.states(&fresh).unwrap();
+    let scores = one.probe.scores(&states);
+    let of =
+        |class: usize| (0..600).filter(move |row| usize::from(row % 3 == 2) == class).map(|row| scores[row]).collect::<Vec<_>>();
+    assert!(crate::method::nearside::evaluation::auroc(&of(1), &of(0)).unwrap() > 0.95);
+}
+
+#[test]
+fn readers_hold_no_more_snapshots_than_are_planned() {
+    let mut fold = detector(Direction::MeanDifference, Mode::Midpoint);
+    let held: Vec<_> = (0..SNAPSHOTS_MAX).map(|_| snapshot(&mut fold)).collect();
+    assert!(!fold.begin_snapshot(&mut Vec::new()).unwrap());
+    assert!(fold.snapshot().unwrap().is_none());
+    drop(held);
+    assert!(fold.begin_snapshot(&mut Vec::new()).unwrap());
 }
