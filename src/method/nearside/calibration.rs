@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Beta, ContinuousCDF};
 
+use super::evaluation::Interval;
 use super::probe::Probe;
 use crate::network::tensor::{read, tensor};
 
@@ -92,7 +93,7 @@ pub struct Threshold {
     /// Held-out rows behind it; 0 for the midpoint.
     pub calibration_rows: usize,
     /// Where the rate of false alarms lies with 95 % confidence, for benign inputs like the held-out ones; none for the midpoint.
-    pub fpr_interval: Option<[f64; 2]>,
+    pub fpr_interval: Option<Interval>,
 }
 
 impl Threshold {
@@ -112,7 +113,7 @@ impl Threshold {
         }
         let (_, score, _) = scores.select_nth_unstable_by(rank - 1, f64::total_cmp);
         let beta = Beta::new((rows + 1 - rank) as f64, rank as f64).ok()?;
-        let fpr_interval = Some([beta.inverse_cdf(0.025), beta.inverse_cdf(0.975)]);
+        let fpr_interval = Some(Interval { low: beta.inverse_cdf(0.025), high: beta.inverse_cdf(0.975) });
         Some(Threshold { mode: Mode::Conformal { target_fpr }, score: *score, calibration_rows: rows, fpr_interval })
     }
 }
@@ -234,8 +235,8 @@ mod tests {
             let threshold = Threshold::conformal(scores, target).unwrap();
             let rate = 1.0 - threshold.score;
             sum += rate;
-            let [low, high] = threshold.fpr_interval.unwrap();
-            inside += u32::from((low..=high).contains(&rate));
+            let interval = threshold.fpr_interval.unwrap();
+            inside += u32::from(interval.contains(rate));
         }
         let mean = sum / resamples as f64;
         assert!((mean - target).abs() < 0.002, "{mean}");
