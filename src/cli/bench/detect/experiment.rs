@@ -58,16 +58,18 @@ pub(super) const FULL: Scale = Scale {
 };
 
 pub(super) const QUICK: Scale = Scale {
-    pictures: 500,
-    fit_attacked: 80,
-    attacked: 25,
-    controls: 60,
+    pictures: 250,
+    fit_attacked: 40,
+    attacked: 12,
+    controls: 24,
     mutated_benign: 0,
     mutated: 0,
-    steps: 5,
-    epsilons: &[4, 8],
-    lambdas: &[0.3, 3.0],
-    rounds: 64,
+    steps: 4,
+    epsilons: &[8],
+    lambdas: &[1.0],
+    rounds: 24,
+    training_rows: 4000,
+    training_passes: 3,
 };
 
 /// Of the live network, which is small.
