@@ -184,6 +184,12 @@ pub struct State {
 pub trait Snapshot: Any + Send + Sync {
     /// Predicts each row; `rows` have passed the schema of the model's stream.
     fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError>;
+
+    /// What whoever asks has to know beside the predictions, such as a threshold. It is not the snapshot itself: a trainer may wait until
+    /// readers have let go of that, and answers wait for whoever asked, who may be the trainer's own driver.
+    fn told(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
+    }
 }
 
 /// What a snapshot says about rows.

@@ -3,6 +3,7 @@
 //! Nothing is held back to fill a batch: a query that finds a free thread runs at once, and batches form by themselves while
 //! the threads are busy. Only snapshots are read, so no query ever waits for a trainer.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -12,7 +13,7 @@ use tokio::sync::oneshot;
 use tracing::{Span, debug_span};
 
 use super::live::{Live, Published};
-use crate::fold::{FoldError, Predictions, Snapshot, Version};
+use crate::fold::{FoldError, Predictions, Version};
 use crate::metrics::Metrics;
 use crate::rows::Rows;
 
@@ -31,8 +32,8 @@ struct Query {
 pub struct Answer {
     /// The version that answered.
     pub version: Version,
-    /// What answered, for doors that know its kind.
-    pub snapshot: Arc<dyn Snapshot>,
+    /// What the snapshot had to say beside, for doors that know its kind ([`crate::fold::Snapshot::told`]).
+    pub told: Option<Arc<dyn Any + Send + Sync>>,
     /// In the order of the query's rows.
     pub predictions: Predictions,
 }
@@ -140,15 +141,11 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
     match predict_in_chunks(&published, &rows, batch_rows_max) {
         Ok(predictions) => {
             let asked: usize = queries.iter().filter(|query| query.counts).map(|query| query.rows.count).sum();
-            let mut start = 0;
+            let (told, mut start) = (published.snapshot.told(), 0);
             for query in queries {
                 let end = start + query.rows.count;
                 let predictions = predictions.slice(start..end);
-                drop(query.reply.send(Ok(Answer {
-                    version: published.version,
-                    snapshot: published.snapshot.clone(),
-                    predictions,
-                })));
+                drop(query.reply.send(Ok(Answer { version: published.version, told: told.clone(), predictions })));
                 start = end;
             }
             model.predict_rows.inc_by(asked as u64);

@@ -10,12 +10,12 @@ use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::pictures::{Posted, Sent};
-use super::{failed, find, known, not_ready, waits_for};
+use super::{failed, find, not_ready, waits_for};
 use crate::fold::{Predictions, Version};
 use crate::http::problem::Problem;
 use crate::http::{App, body, predict};
-use crate::method::nearside::Threshold;
 use crate::method::nearside::probe::{predictions, score_of};
+use crate::method::nearside::{Judging, Threshold};
 use crate::model::live::Live;
 use crate::rows::Rows;
 use crate::stream::schema::Schema;
@@ -74,8 +74,8 @@ impl Seen {
 /// It has no threshold yet, has failed, or too many ask.
 pub(super) async fn look(app: &App, live: &Arc<Live>, rows: Rows, began: Instant) -> Result<Seen, Problem> {
     let answer = predict::ask(app, live, rows, began).await?;
-    let snapshot = known(answer.snapshot).ok_or_else(|| failed(live))?;
-    let threshold = snapshot.threshold.ok_or_else(|| not_ready(live, &waits_for(&snapshot)))?;
+    let judging: Arc<Judging> = answer.told.and_then(|told| told.downcast().ok()).ok_or_else(|| failed(live))?;
+    let threshold = judging.threshold.ok_or_else(|| not_ready(live, &waits_for(&judging)))?;
     let scores = scores(&answer.predictions).ok_or_else(|| failed(live))?;
     Ok(Seen { version: answer.version, threshold: as_told(threshold), scores })
 }

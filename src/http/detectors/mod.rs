@@ -29,9 +29,9 @@ use super::request;
 use super::streams::{self, BatchQuery};
 use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
-use crate::method::nearside::DetectorSnapshot;
 use crate::method::nearside::calibration::Mode;
 use crate::method::nearside::kind::{CarriedFrom, KIND, complete};
+use crate::method::nearside::{DetectorSnapshot, Judging};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
@@ -228,11 +228,11 @@ fn not_ready(live: &Live, reason: &str) -> Problem {
 }
 
 /// What a threshold that is not there yet waits for.
-fn waits_for(snapshot: &DetectorSnapshot) -> String {
-    match snapshot.mode {
+fn waits_for(judging: &Judging) -> String {
+    match judging.mode {
         Mode::Midpoint => "its midpoint needs examples of both classes".to_owned(),
         Mode::Conformal { target_fpr } => {
-            let (rows, needed) = (snapshot.calibration_rows, snapshot.mode.rows_needed());
+            let (rows, needed) = (judging.calibration_rows, judging.mode.rows_needed());
             format!("a rate of {target_fpr} needs {needed} benign examples that are held out, and it has {rows}")
         }
     }
@@ -255,11 +255,11 @@ fn view(live: &Live) -> Value {
         "version": published.version,
         "examples": snapshot.as_ref().map(|snapshot| {
             let [benign, adversarial] = snapshot.learned;
-            json!({ "benign": benign, "adversarial": adversarial, "held_out": snapshot.calibration_rows })
+            json!({ "benign": benign, "adversarial": adversarial, "held_out": snapshot.judging.calibration_rows })
         }),
         "direction": snapshot.as_ref().map(|snapshot| direction(snapshot, published.version)),
-        "threshold": snapshot.as_ref().and_then(|snapshot| snapshot.threshold),
-        "waits_for": snapshot.as_ref().filter(|snapshot| snapshot.threshold.is_none()).map(|snapshot| waits_for(snapshot)),
+        "threshold": snapshot.as_ref().and_then(|snapshot| snapshot.judging.threshold),
+        "waits_for": snapshot.as_ref().filter(|snapshot| snapshot.judging.threshold.is_none()).map(|snapshot| waits_for(&snapshot.judging)),
         "model": models::view(live),
     })
 }

@@ -4,6 +4,7 @@
 //! steps. Every so many benign rows one is held out for the threshold. All of that follows from the rows in their order, so the direction
 //! after a restart is the same to the bit.
 
+use std::any::Any;
 use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
@@ -351,12 +352,10 @@ impl Fold for Detector {
         let snapshot = DetectorSnapshot {
             eye: self.recipe.eye.clone(),
             probe: self.probe.clone(),
-            threshold: self.threshold()?,
-            mode: self.mode,
+            judging: Arc::new(Judging { threshold: self.threshold()?, mode: self.mode, calibration_rows: self.kept.len() }),
             worth: self.carried.as_ref().map(|carried| carried.worth),
             means: self.moments.means()?,
             learned: self.moments.counts,
-            calibration_rows: self.kept.len(),
             _held: self.ledger.take(Part::Snapshots, DetectorSnapshot::bytes(self.recipe.eye.width() as u64)),
         };
         let snapshot = Arc::new(snapshot);
@@ -462,23 +461,30 @@ impl Fold for Detector {
 /// What the names of a logistic regression's tensors begin with, among a detector's.
 const LOGISTIC: &str = "logistic.";
 
+/// How the scores of a detector are judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Judging {
+    /// Above which inputs are called adversarial; none until it can be had.
+    pub threshold: Option<Threshold>,
+    /// Where it comes from.
+    pub mode: Mode,
+    /// Held-out benign rows that are kept.
+    pub calibration_rows: usize,
+}
+
 /// A frozen detector, shared by any number of readers.
 pub struct DetectorSnapshot {
     eye: Arc<dyn Eye>,
     /// The score.
     pub probe: Probe,
-    /// Above which inputs are called adversarial; none until it can be had.
-    pub threshold: Option<Threshold>,
-    /// Where it comes from.
-    pub mode: Mode,
+    /// How scores are judged.
+    pub judging: Arc<Judging>,
     /// What the map is worth that carried the direction over; none for a direction that was found here.
     pub worth: Option<Worth>,
     /// The mean states of benign and of adversarial rows.
     pub means: [Vec<f64>; 2],
     /// Rows that were learned of each class.
     pub learned: [u64; 2],
-    /// Held-out benign rows that are kept.
-    pub calibration_rows: usize,
     _held: Guard,
 }
 
@@ -503,6 +509,10 @@ impl DetectorSnapshot {
 impl Snapshot for DetectorSnapshot {
     fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError> {
         Ok(probe::predictions(&self.probe.scores(&self.eye.states(rows)?)))
+    }
+
+    fn told(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(self.judging.clone())
     }
 }
 

@@ -27,7 +27,7 @@ mod moments;
 pub mod probe;
 
 pub use calibration::{Mode, Threshold};
-pub use detector::{Detector, DetectorSnapshot, fold_of_states};
+pub use detector::{Detector, DetectorSnapshot, Judging, fold_of_states};
 pub use probe::Probe;
 
 use serde::{Deserialize, Serialize};

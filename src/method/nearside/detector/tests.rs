@@ -82,7 +82,7 @@ fn feed(fold: &mut Detector, rows: &Rows, from: usize) -> Vec<Outcome> {
 
 fn snapshot(fold: &mut Detector) -> Arc<DetectorSnapshot> {
     assert!(fold.begin_snapshot(&mut Vec::new()).unwrap());
-    let snapshot: Arc<dyn std::any::Any + Send + Sync> = fold.snapshot().unwrap().unwrap();
+    let snapshot: Arc<dyn Any + Send + Sync> = fold.snapshot().unwrap().unwrap();
     snapshot.downcast().unwrap()
 }
 
@@ -93,15 +93,15 @@ fn every_direction_tells_the_classes_apart_and_holds_its_rate() {
     for direction in DIRECTIONS {
         let mode = Mode::Conformal { target_fpr: 0.1 };
         let mut fold = detector(direction, mode);
-        assert_eq!(snapshot(&mut fold).threshold, None, "nothing is held out yet");
+        assert_eq!(snapshot(&mut fold).judging.threshold, None, "nothing is held out yet");
         let outcomes = feed(&mut fold, &rows(600, 2.0, 1), 0);
         assert_eq!(outcomes.iter().map(|outcome| outcome.held_out).sum::<u64>(), 200, "every other one of 400 benign rows");
         assert_eq!(outcomes.iter().map(|outcome| outcome.rows).sum::<u64>(), 600);
         let first = outcomes[0].score;
         assert_eq!((first.rows, first.loss as f32), (16, 16.0 * std::f32::consts::LN_2), "scored before it was learned");
         let snapshot = snapshot(&mut fold);
-        let threshold = snapshot.threshold.unwrap();
-        assert_eq!((snapshot.learned, snapshot.calibration_rows, threshold.calibration_rows), ([200, 200], 200, 200));
+        let threshold = snapshot.judging.threshold.unwrap();
+        assert_eq!((snapshot.learned, snapshot.judging.calibration_rows, threshold.calibration_rows), ([200, 200], 200, 200));
         let fresh = rows(3000, 2.0, 2);
         let Predictions::Classes { probabilities, .. } = snapshot.predict(&fresh).unwrap() else { panic!("classes") };
         let flagged = |class: usize| {
@@ -186,7 +186,7 @@ fn a_direction_that_is_carried_over_survives_a_restart_and_tells() {
     assert_eq!(after, outcomes[10..]);
     assert_eq!(second.probe, whole.probe);
     let (one, other) = (snapshot(&mut second), snapshot(&mut whole));
-    assert_eq!((one.threshold, one.worth), (other.threshold, other.worth));
+    assert_eq!((one.judging.threshold, one.worth), (other.judging.threshold, other.worth));
     let worth = one.worth.unwrap();
     assert!(worth.pairs > 100 && worth.held_out_r2 > 0.5 && worth.shuffled_r2 < 0.05, "{worth:?}");
     assert_eq!(one.learned[1], 0, "adversarial rows are scored and not learned");
