@@ -31,6 +31,7 @@ use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
 use crate::method::nearside::calibration::Mode;
 use crate::method::nearside::kind::{CarriedFrom, KIND, complete};
+use crate::method::nearside::map::PAIRS_MIN;
 use crate::method::nearside::{DetectorSnapshot, Judging};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
@@ -230,6 +231,11 @@ fn not_ready(live: &Live, reason: &str) -> Problem {
 /// What a threshold that is not there yet waits for.
 fn waits_for(judging: &Judging) -> String {
     match judging.mode {
+        Mode::Conformal { .. } if !judging.directed => {
+            format!(
+                "it has no direction yet: that needs examples of both classes, or {PAIRS_MIN} benign ones where it is carried over"
+            )
+        }
         Mode::Midpoint => "its midpoint needs examples of both classes".to_owned(),
         Mode::Conformal { target_fpr } => {
             let (rows, needed) = (judging.calibration_rows, judging.mode.rows_needed());

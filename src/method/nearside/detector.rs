@@ -251,8 +251,10 @@ impl Detector {
         })
     }
 
+    /// None where nothing could be judged by it: without a direction every score is the same, and everything would pass.
     fn threshold(&self) -> Result<Option<Threshold>, FoldError> {
         Ok(match self.mode {
+            _ if !self.probe.is_directed() => None,
             Mode::Midpoint if self.moments.counts.contains(&0) => None,
             Mode::Midpoint => Some(Threshold::midpoint(&self.probe, &self.moments.means()?)),
             Mode::Conformal { target_fpr } => Threshold::conformal(self.kept.scores(&self.probe)?, target_fpr),
@@ -352,7 +354,12 @@ impl Fold for Detector {
         let snapshot = DetectorSnapshot {
             eye: self.recipe.eye.clone(),
             probe: self.probe.clone(),
-            judging: Arc::new(Judging { threshold: self.threshold()?, mode: self.mode, calibration_rows: self.kept.len() }),
+            judging: Arc::new(Judging {
+                directed: self.probe.is_directed(),
+                threshold: self.threshold()?,
+                mode: self.mode,
+                calibration_rows: self.kept.len(),
+            }),
             worth: self.carried.as_ref().map(|carried| carried.worth),
             means: self.moments.means()?,
             learned: self.moments.counts,
@@ -464,6 +471,8 @@ const LOGISTIC: &str = "logistic.";
 /// How the scores of a detector are judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Judging {
+    /// Whether there is a direction yet.
+    pub directed: bool,
     /// Above which inputs are called adversarial; none until it can be had.
     pub threshold: Option<Threshold>,
     /// Where it comes from.

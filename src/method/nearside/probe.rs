@@ -17,6 +17,11 @@ impl Probe {
         Probe { weights: vec![0.0; width], bias: 0.0 }
     }
 
+    /// Whether it tells anything apart.
+    pub fn is_directed(&self) -> bool {
+        self.weights.iter().any(|&weight| weight != 0.0)
+    }
+
     /// The score of one state, summed in f64 and in order, so that it does not depend on the other states of a batch.
     pub fn score(&self, state: &[f32]) -> f64 {
         let products = self.weights.iter().zip(state).map(|(&weight, &value)| f64::from(weight) * f64::from(value));

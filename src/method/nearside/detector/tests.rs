@@ -207,3 +207,13 @@ fn readers_hold_no_more_snapshots_than_are_planned() {
     drop(held);
     assert!(fold.begin_snapshot(&mut Vec::new()).unwrap());
 }
+
+#[test]
+fn nothing_passes_for_want_of_a_direction() {
+    let mut fold = detector(Direction::Whitened, Mode::Conformal { target_fpr: 0.2 });
+    let all = rows(96, 1.0, 9);
+    let benign: Vec<usize> = (0..96).filter(|row| row % 3 != 2).collect();
+    feed(&mut fold, &all.gather(&benign), 0);
+    let judging = *snapshot(&mut fold).judging;
+    assert!(judging.calibration_rows > 4 && judging.threshold.is_none(), "{judging:?}");
+}
