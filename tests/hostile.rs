@@ -220,7 +220,7 @@ async fn streams_that_cannot_be_are_refused() {
         json!({ "fields": [numeric("a")], "target": { "name": "a", "type": "regression" } }),
         json!({ "fields": [numeric("a")], "target": { "name": "b", "type": "classes", "classes": 1 } }),
         json!({ "fields": [numeric("a")], "target": { "name": "b", "type": "classes", "classes": ["x", "x"] } }),
-        json!({ "fields": [{ "name": "a", "type": "image" }] }),
+        json!({ "fields": [{ "name": "a", "type": "image", "side": 4 }] }),
         tensor(json!([])),
         tensor(json!([0, 3])),
         tensor(json!([4_294_967_296_u64, 4_294_967_296_u64])),
