@@ -39,6 +39,17 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Counts the rows of a step that has ended.
+    pub fn settle(&mut self, outcome: &Outcome) {
+        let (taken, held_out) = match outcome.verdict {
+            Verdict::Learned => (&mut self.learned, outcome.held_out),
+            Verdict::LearnedInPart => (&mut self.learned_in_part, outcome.held_out),
+            Verdict::Quarantined(_) => (&mut self.quarantined, 0),
+        };
+        *taken += outcome.rows - held_out;
+        self.held_out += held_out;
+    }
+
     /// Rows that are decided.
     pub fn decided(&self) -> u64 {
         self.learned + self.learned_in_part + self.skipped + self.held_out + self.quarantined + self.expired
@@ -271,21 +282,10 @@ impl Status {
         let outcome = outcome?;
         let tally = &mut self.tally;
         tally.steps += 1;
+        tally.counters.settle(outcome);
         self.refusing = match &outcome.verdict {
-            Verdict::Learned => {
-                tally.counters.learned += outcome.rows - outcome.held_out;
-                tally.counters.held_out += outcome.held_out;
-                None
-            }
-            Verdict::LearnedInPart => {
-                tally.counters.learned_in_part += outcome.rows - outcome.held_out;
-                tally.counters.held_out += outcome.held_out;
-                None
-            }
-            Verdict::Quarantined(reason) => {
-                tally.counters.quarantined += outcome.rows;
-                Some(reason.clone())
-            }
+            Verdict::Learned | Verdict::LearnedInPart => None,
+            Verdict::Quarantined(reason) => Some(reason.clone()),
         };
         // A row whose label came late is scored by what was predicted when it came itself. Drifts go by what replay finds again.
         let score = passage.scored.unwrap_or(outcome.score);

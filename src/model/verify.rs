@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::ModelError;
+use super::blobs::Blobs;
 use super::checkpoint::{Entry, Head, Loaded, Store, state_hash};
 use super::decision::{Decision, What};
 use super::kind::{Given, Kinds};
@@ -11,7 +12,7 @@ use super::queue::{Passage, Pulled, queued_bytes_max};
 use super::recovery::queue_at;
 use super::registry::{Record, RegistryError};
 use super::status::Counters;
-use crate::fold::{Fold, FoldError, Outcome, Verdict, Version};
+use crate::fold::{Fold, FoldError, Version};
 use crate::stream::Stream;
 
 /// What was found of one model.
@@ -85,12 +86,19 @@ pub fn verify(
     stream: &Arc<Stream>,
     decisions: &[Decision],
     store: &Store<'_>,
+    blobs: &Blobs,
 ) -> Result<Verified, RegistryError> {
     let record: Record = serde_json::from_slice(record)
         .map_err(|error| ModelError::Inconsistent(format!("the model cannot be read from the log: {error}")))?;
     let (spec, origin) = (&record.spec, record.origin);
     let queued_bytes = queued_bytes_max(&stream.schema, None);
-    let given = Given { settings: &spec.settings, schema: &stream.schema, queued_bytes, may_skip: spec.overload.may_skip() };
+    let given = Given {
+        settings: &spec.settings,
+        schema: &stream.schema,
+        queued_bytes,
+        may_skip: spec.overload.may_skip(),
+        blobs: Some(blobs),
+    };
     let fold = kinds.get(&spec.kind)?.build(given)?;
     let mut folding = Folding { fold, stream, decisions, awaited: awaited(store)?, passed: Passed::default() };
     let (first, _) = stream.bounds()?;
@@ -180,7 +188,7 @@ impl Folding<'_> {
             if let Some(step) = step {
                 let mut outcomes = Vec::new();
                 self.fold.apply(step, &mut outcomes)?;
-                outcomes.iter().for_each(|outcome| self.passed.settle(outcome));
+                outcomes.iter().for_each(|outcome| self.passed.counters.settle(outcome));
             }
         }
         self.drain()?;
@@ -214,7 +222,7 @@ impl Folding<'_> {
     fn drain(&mut self) -> Result<(), ModelError> {
         let mut outcomes = Vec::new();
         self.fold.drain(&mut outcomes)?;
-        outcomes.iter().for_each(|outcome| self.passed.settle(outcome));
+        outcomes.iter().for_each(|outcome| self.passed.counters.settle(outcome));
         Ok(())
     }
 }
@@ -226,14 +234,5 @@ impl Passed {
         counters.labels += passage.labels;
         counters.expired += passage.expired;
         counters.quarantined += passage.refused;
-    }
-
-    fn settle(&mut self, outcome: &Outcome) {
-        let counter = match outcome.verdict {
-            Verdict::Learned => &mut self.counters.learned,
-            Verdict::LearnedInPart => &mut self.counters.learned_in_part,
-            Verdict::Quarantined(_) => &mut self.counters.quarantined,
-        };
-        *counter += outcome.rows;
     }
 }

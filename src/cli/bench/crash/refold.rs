@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use serde::Deserialize;
 
 use crate::cli::Failure;
-use crate::fold::{Fold, Outcome, Sequence, Step, Verdict, Version};
+use crate::fold::{Fold, Outcome, Sequence, Step, Version};
 use crate::model::checkpoint::state_hash;
 use crate::model::decision::{Decision, What};
 use crate::model::kind::{Given, Kinds};
@@ -73,6 +73,7 @@ pub(super) fn refold(
         schema,
         queued_bytes: queued_bytes_max(schema, None),
         may_skip: spec.overload.may_skip(),
+        blobs: None,
     })?;
     let mut run = Run {
         records,
@@ -215,21 +216,12 @@ impl Run<'_> {
 
     fn end(mut self, decisions: u64) -> Result<Folded, Failure> {
         self.fold.drain(&mut self.outcomes)?;
-        self.outcomes.iter().for_each(|outcome| count(&mut self.counters, outcome));
+        self.outcomes.iter().for_each(|outcome| self.counters.settle(outcome));
         let state = self.fold.checkpoint()?;
         let state_hash = state_hash(state.tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor)))?;
         let (version, waiting) = (Version { epoch: 0, sequence: self.cursor }, self.waiting.len() as u64);
         Ok(Folded { version, decisions, counters: self.counters, waiting, state_hash })
     }
-}
-
-fn count(counters: &mut Counters, outcome: &Outcome) {
-    let counter = match outcome.verdict {
-        Verdict::Learned => &mut counters.learned,
-        Verdict::LearnedInPart => &mut counters.learned_in_part,
-        Verdict::Quarantined(_) => &mut counters.quarantined,
-    };
-    *counter += outcome.rows;
 }
 
 #[cfg(test)]
