@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """A detector learns a new attack while it answers: AUROC on pictures that it never sees, after every post of examples.
 
-    live.py BINARY --models DIR --benign DIR --adversarial DIR [--encoder NAME] [--direction NAME] [--json FILE] [--plot FILE]
+    live.py BINARY --models DIR --benign DIR --adversarial DIR [--noise N] [--step N N] [--encoder NAME] [--direction NAME] [--json FILE] [--plot FILE]
 
-BENIGN is any folder of PNG, JPEG or WebP; ADVERSARIAL one that `mustela bench detect --keep` wrote, of attacked pictures of that encoder. No picture
+With --noise every other benign picture has each of its numbers moved by so much, up or down (needs Pillow): then noise, which fools nobody, is no way to
+tell what is adversarial. BENIGN is any folder of PNG, JPEG or WebP; ADVERSARIAL one that `mustela bench detect --keep` wrote, of attacked pictures of that encoder. No picture
 is both an example and held out. While examples are posted, another client asks
-about one picture at a time; its waits are compared with those before the first example. At the end the service is killed and started again.
+about one picture at a time; its waits are compared with those after the last example. At the end the service is killed and started again.
 """
 
 import argparse
 import base64
 import http.client
+import io
+import itertools
 import json
 import pathlib
 import random
@@ -23,8 +26,8 @@ import threading
 import time
 
 HELD_OUT = 32  # of each class: as many as one evaluation takes
-STEP = (12, 4)  # benign and adversarial examples of a post
-CALM = 30  # questions before the first example
+SIDE = 224
+AT_REST = 60  # questions after the last example
 
 
 def arguments():
@@ -34,7 +37,9 @@ def arguments():
         parser.add_argument(f"--{name}", type=pathlib.Path, required=True)
     parser.add_argument("--encoder", default="efficientnet-lite0")
     parser.add_argument("--direction", default="logistic")
-    parser.add_argument("--posts", type=int, default=20)
+    parser.add_argument("--noise", type=int, default=0, help="in 255ths")
+    parser.add_argument("--posts", type=int, default=24)
+    parser.add_argument("--step", type=int, nargs=2, default=(3, 1), help="benign and adversarial examples of a post")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--plot", type=pathlib.Path)
     return parser.parse_args()
@@ -79,9 +84,26 @@ class Service:
         self.process.wait()
 
 
-def row(path, label):
+def noisy(path, by):
+    """A square of the side that the encoder reads, as the service would make it, with noise; a smaller picture's noise would be smoothed."""
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    side = min(picture.size)
+    left, top = ((length - side) // 2 for length in picture.size)
+    picture = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    draw = random.Random(path.stem)
+    moved = (value + (by if sign & 1 else -by) for value, sign in zip(picture.tobytes(), draw.randbytes(3 * SIDE * SIDE)))
+    file = io.BytesIO()
+    Image.frombytes("RGB", picture.size, bytes(min(255, max(0, value)) for value in moved)).save(file, "PNG")
+    return file.getvalue()
+
+
+def row(path, label, noise=0):
     # Attacked pictures are named by the picture that they were made of.
-    return {"image": base64.b64encode(path.read_bytes()).decode(), "label": label, "source": f"{label} {path.stem}"}
+    file = noisy(path, noise) if noise else path.read_bytes()
+    return {"image": base64.b64encode(file).decode(), "label": label, "source": f"{label} {path.stem}"}
 
 
 class Reader(threading.Thread):
@@ -101,7 +123,7 @@ class Reader(threading.Thread):
 
     def once(self):
         began = time.perf_counter()
-        # Before both classes were seen there is no threshold: 409, after the same forward.
+        # Before both classes were seen there is no threshold: 409.
         self.service.ask("POST", "/v1/detectors/live/detect", self.body, accept=(200, 409))
         return time.perf_counter() - began
 
@@ -135,19 +157,19 @@ def plot(points, path):
 
 def main():
     given = arguments()
-    benign = pictures(given.benign, HELD_OUT + given.posts * STEP[0])
+    benign = pictures(given.benign, HELD_OUT + given.posts * given.step[0])
     adversarial = pictures(given.adversarial, HELD_OUT + 8)
-    posts = min(given.posts, (len(adversarial) - HELD_OUT) // STEP[1])
-    held_out = {"rows": [row(p, "benign") for p in benign[:HELD_OUT]] + [row(p, "adversarial") for p in adversarial[:HELD_OUT]]}
-    examples = (iter(benign[HELD_OUT:]), iter(adversarial[HELD_OUT:]))
+    posts = min(given.posts, (len(adversarial) - HELD_OUT) // given.step[1])
+    turns = itertools.cycle((0, given.noise))
+    harmless = (row(path, "benign", noise) for path, noise in zip(benign, turns))
+    attacked = (row(path, "adversarial") for path in adversarial)
+    held_out = {"rows": [*itertools.islice(harmless, HELD_OUT), *itertools.islice(attacked, HELD_OUT)]}
     with tempfile.TemporaryDirectory() as folder:
         service = Service(given, folder)
         service.ask("PUT", "/v1/detectors/live", {"encoder": given.encoder, "direction": given.direction, "held_out_every": 4})
-        reader = Reader(service, benign[0])
-        calm = [reader.once() for _ in range(CALM)]
         points, busy = [], []
         for post in range(posts):
-            rows = [row(next(examples[0]), "benign") for _ in range(STEP[0])] + [row(next(examples[1]), "adversarial") for _ in range(STEP[1])]
+            rows = [*itertools.islice(harmless, given.step[0]), *itertools.islice(attacked, given.step[1])]
             random.Random(post).shuffle(rows)
             reader = Reader(service, benign[0])
             reader.start()
@@ -161,22 +183,24 @@ def main():
             _, measured = service.ask("POST", "/v1/detectors/live/evaluate", held_out)
             figures = measured["figures"]
             points.append({
-                "adversarial_examples": (post + 1) * STEP[1],
+                "adversarial_examples": (post + 1) * given.step[1],
                 "auroc": figures["auroc"],
-                **figures["auroc_interval"],
+                **(figures["auroc_interval"] or {"low": figures["auroc"], "high": figures["auroc"]}),
                 "tpr_at_5_percent_fpr": figures["at_fpr"][1]["tpr"],
                 "model_version": measured["model_version"],
             })
             print(f"{points[-1]['adversarial_examples']:4} adversarial examples: AUROC {figures['auroc']:.3f}", flush=True)
+        reader = Reader(service, benign[0])
+        rest = [reader.once() for _ in range(AT_REST)]
         before = service.ask("GET", "/v1/detectors/live")[1]
         service.kill()
         service = Service(given, folder)
         while (after := service.ask("GET", "/v1/detectors/live")[1])["version"] != before["version"]:
             time.sleep(0.1)
         service.kill()
-    waits = {"before_the_first_example": told(calm), "while_it_learns": told(busy)}
+    waits = {"at_rest": told(rest), "while_it_learns": told(busy)}
     same = [before[key] == after[key] for key in ("direction", "threshold")]
-    result = {"encoder": given.encoder, "direction": given.direction, "points": points, "reads": waits, "same_bits_after_a_kill": all(same)}
+    result = {"encoder": given.encoder, "direction": given.direction, "noise": given.noise, "points": points, "reads": waits, "same_bits_after_a_kill": all(same)}
     print(json.dumps({key: result[key] for key in ("reads", "same_bits_after_a_kill")}, indent=1))
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,6 @@
 //! The door that measures a detector on labelled pictures that it has not learned from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -110,15 +110,14 @@ fn figures(seen: &Seen, said: &[Said]) -> Value {
     let bootstrap = Bootstrap { confidence: CONFIDENCE, ..Bootstrap::default() };
     let confusion = Confusion::at(seen.threshold.score, &positives, &negatives);
     let rate = |_: &[f64], negatives: &[f64]| flagged(negatives, seen.threshold.score);
-    let mut sources: Vec<u64> = benign.iter().map(|row| row.source).collect();
-    sources.sort_unstable();
-    sources.dedup();
     // Rows of one source are not independent of each other.
-    let fpr_interval = if sources.len() < benign.len() {
-        bootstrap.interval(&adversarial, &benign, rate)
-    } else {
-        clopper_pearson(confusion.false_positives, negatives.len() as u64, CONFIDENCE)
-    };
+    let sources = |rows: &mut dyn Iterator<Item = &Scored>| rows.map(|row| row.source).collect::<BTreeSet<u64>>().len();
+    let (of, alarmed) = (sources(&mut benign.iter()), sources(&mut benign.iter().filter(|row| row.score > seen.threshold.score)));
+    let by_draws = if of < benign.len() { bootstrap.interval(&adversarial, &benign, rate) } else { None };
+    // Draws say nothing where all rows, or none, are false alarms; counts of sources do.
+    let all_agree = [0, negatives.len() as u64].contains(&confusion.false_positives) || of == negatives.len();
+    let by_counts = if all_agree { clopper_pearson(alarmed as u64, of as u64, CONFIDENCE) } else { None };
+    let fpr_interval = by_draws.or(by_counts);
     let at_rates = RATES.map(|rate| {
         let statistic = |positives: &[f64], negatives: &[f64]| tpr_at(rate, positives, negatives);
         json!({

@@ -11,6 +11,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{Beta, ContinuousCDF};
+use statrs::function::beta::ln_beta;
 
 use super::evaluation::Interval;
 use super::probe::Probe;
@@ -116,6 +117,29 @@ impl Threshold {
         let fpr_interval = Some(Interval { low: beta.inverse_cdf(0.025), high: beta.inverse_cdf(0.975) });
         Some(Threshold { mode: Mode::Conformal { target_fpr }, score: *score, calibration_rows: rows, fpr_interval })
     }
+}
+
+/// Where the share of false alarms among `of` further benign inputs lies in 95 of 100 draws of both, where `rows` are held out: the
+/// beta-binomial law of [`Threshold::conformal`]. None where the rows are too few.
+pub fn achieved_rate(rows: usize, target_fpr: f64, of: u64) -> Option<Interval> {
+    let rank = rank(rows, target_fpr);
+    if rank > rows || of == 0 {
+        return None;
+    }
+    let (a, b, n) = ((rows + 1 - rank) as f64, rank as f64, of as f64);
+    let chance = |count: u64| {
+        let hits = count as f64;
+        (ln_beta(hits + a, n - hits + b) - ln_beta(a, b) - ln_beta(hits + 1.0, n - hits + 1.0) - (n + 1.0).ln()).exp()
+    };
+    let quantile = |share: f64| {
+        let mut sum = 0.0;
+        let reached = |count: &u64| {
+            sum += chance(*count);
+            sum >= share
+        };
+        (0..of).find(reached).unwrap_or(of) as f64 / n
+    };
+    Some(Interval { low: quantile(0.025), high: quantile(0.975) })
 }
 
 /// The newest benign states that are held out.
@@ -241,6 +265,24 @@ mod tests {
         let mean = sum / resamples as f64;
         assert!((mean - target).abs() < 0.002, "{mean}");
         assert!((930..=970).contains(&inside), "{inside} of 1000");
+    }
+
+    #[test]
+    fn what_further_rows_show_lies_where_it_should() {
+        let (target, rows, of, resamples) = (0.05, 99, 200, 1000);
+        let expected = achieved_rate(rows, target, of).unwrap();
+        assert!(expected.contains(target) && expected.low < 0.02 && expected.high > 0.1, "{expected:?}");
+        let inside = (0..resamples).filter(|&resample| {
+            let mut generator = random::stream(4, resample, "achieved");
+            let mut draw = |count: usize| (0..count).map(|_| f64::from(random::uniform(&mut generator))).collect::<Vec<f64>>();
+            let (held_out, further) = (draw(rows), draw(of as usize));
+            let threshold = Threshold::conformal(held_out, target).unwrap().score;
+            let rate = further.iter().filter(|&&score| score > threshold).count() as f64 / of as f64;
+            expected.contains(rate)
+        });
+        let inside = inside.count();
+        assert!((940..=975).contains(&inside), "{inside} of 1000");
+        assert!(achieved_rate(98, 0.01, 10).is_none() && achieved_rate(99, 0.01, 0).is_none());
     }
 
     #[test]

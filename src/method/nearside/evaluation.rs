@@ -162,7 +162,7 @@ impl Default for Bootstrap {
 
 impl Bootstrap {
     /// The percentile interval of a statistic of positives and negatives, whose sources are drawn again and again; draws that have
-    /// no statistic do not count.
+    /// no statistic do not count. None where all draws agree: that no row contradicts a figure does not say that none would.
     pub fn interval(
         &self,
         positives: &[Scored],
@@ -184,7 +184,8 @@ impl Bootstrap {
         draws.sort_unstable_by(f64::total_cmp);
         let at = |quantile: f64| draws.get((quantile * draws.len().saturating_sub(1) as f64).round() as usize).copied();
         let tail = (1.0 - self.confidence) / 2.0;
-        Some(Interval { low: at(tail)?, high: at(1.0 - tail)? })
+        let interval = Interval { low: at(tail)?, high: at(1.0 - tail)? };
+        (draws.first() != draws.last()).then_some(interval)
     }
 }
 
@@ -253,6 +254,8 @@ mod tests {
         assert_eq!(clopper_pearson(0, 0, 0.95), None);
         assert_eq!(clopper_pearson(2, 1, 0.95), None);
         assert_eq!(Bootstrap::default().interval(&[], &[], auroc), None);
+        let of = |score: f64| (0..30).map(|source| Scored { source, score }).collect::<Vec<_>>();
+        assert_eq!(Bootstrap::default().interval(&of(1.0), &of(0.0), auroc), None, "every draw is right");
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub(super) const NAMES: [&str; 8] = [
 const LINEAR: [(Direction, bool); 4] =
     [(Direction::MeanDifference, false), (Direction::Whitened, false), (Direction::Logistic, false), (Direction::Logistic, true)];
 
+/// The one of them that the service has where a spec says nothing.
+pub(super) fn default_detector() -> usize {
+    LINEAR.iter().position(|(direction, hardened)| *direction == Direction::default() && !hardened).unwrap_or(0)
+}
+
 /// Blocks together have no more channels than this where a covariance is inverted: that is done at each step.
 const COVARIANCE_WIDTH_MAX: usize = 512;
 /// Of the best single blocks, how many are tried together at most.
@@ -101,12 +106,6 @@ impl Panel {
         let states: Vec<Vec<f32>> = examples.benign.iter().map(|row| row.joined(&linear[1].blocks)).collect();
         let mahalanobis = Mahalanobis::fit(&states).ok_or("the covariance of benign states cannot be inverted")?;
         Ok(Panel { linear, mahalanobis })
-    }
-
-    /// The direction that told most pictures that were held out of the fit; the hardened one was asked something else.
-    pub(super) fn default_detector(&self) -> usize {
-        let places = (0..LINEAR.len()).filter(|&place| !LINEAR[place].1).rev();
-        places.max_by(|&a, &b| self.linear[a].validated.total_cmp(&self.linear[b].validated)).unwrap_or(0)
     }
 
     /// What each detector says of a row; mutation says something of some rows only.

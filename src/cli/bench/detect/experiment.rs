@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::attack::{Evasion, Goal, Method, craft, png};
 use super::baselines::{disagreement, roughness};
-use super::detectors::{Examples, NAMES, Panel, Row};
+use super::detectors::{Examples, NAMES, Panel, Row, default_detector};
 use super::findings::{self, Adaptive, Chosen, Findings, Line, Sizes, Yardstick};
 use super::pictures::{Change, Source, Split};
 use super::victim::Victim;
@@ -45,23 +45,24 @@ pub(super) struct Scale {
 
 /// Of the encoders, whose gradients take most of the time.
 pub(super) const FULL: Scale = Scale {
-    pictures: 1500,
-    fit_attacked: 200,
-    attacked: 100,
-    controls: 200,
-    mutated_benign: 120,
-    mutated: 30,
+    pictures: 800,
+    fit_attacked: 100,
+    attacked: 50,
+    controls: 100,
+    mutated_benign: 60,
+    mutated: 20,
     steps: 10,
     epsilons: &[2, 4, 8, 16],
     lambdas: &[0.1, 0.3, 1.0, 3.0],
     rounds: 200,
 };
 
+/// As few as a threshold for 1 % can come from.
 pub(super) const QUICK: Scale = Scale {
-    pictures: 250,
+    pictures: 500,
     fit_attacked: 40,
-    attacked: 12,
-    controls: 24,
+    attacked: 10,
+    controls: 16,
     mutated_benign: 0,
     mutated: 0,
     steps: 4,
@@ -77,7 +78,7 @@ pub(super) const LIVE: Scale = Scale {
     attacked: 400,
     controls: 400,
     mutated_benign: 300,
-    mutated: 100,
+    mutated: 50,
     rounds: 600,
     ..FULL
 };
@@ -151,7 +152,6 @@ pub(super) fn examine(setting: &Setting<'_>) -> Result<Findings, Failure> {
     let chosen = panel.linear.iter().zip(NAMES);
     let directions =
         chosen.map(|(linear, detector)| Chosen { detector, blocks: named(&linear.blocks), validated_auroc: linear.validated });
-    let default_detector = panel.default_detector();
     Ok(Findings {
         network: setting.victim.name(),
         scale: *scale,
@@ -162,14 +162,14 @@ pub(super) fn examine(setting: &Setting<'_>) -> Result<Findings, Failure> {
             calibration_benign: calibration.len(),
             test_benign: test.len(),
         },
-        default_detector: NAMES[default_detector],
+        default_detector: NAMES[default_detector()],
         directions: directions.collect(),
         false_alarms: yardstick.false_alarms(),
         lines,
         adaptive,
         overhead: overhead::measure(
             setting.victim,
-            &panel.linear[default_detector],
+            &panel.linear[default_detector()],
             &split.test[..scale.rounds.min(split.test.len())],
         )?,
     })
@@ -284,7 +284,7 @@ impl Setting<'_> {
         sources: &[Source],
         clean: &[Row],
     ) -> Result<(Adaptive, Vec<Line>), Failure> {
-        let detector = panel.default_detector();
+        let detector = default_detector();
         let (linear, method) = (&panel.linear[detector], Method { epsilon: EPSILON, steps: self.scale.steps });
         let thresholds = [0, 1].map(|target| yardstick.threshold(detector, target));
         let threshold = thresholds[1].ok_or("too few pictures for a threshold")?;

@@ -7,6 +7,7 @@ use super::experiment::Scale;
 use super::overhead::Overhead;
 use crate::cli::Failure;
 use crate::method::nearside::Threshold;
+use crate::method::nearside::calibration::achieved_rate;
 use crate::method::nearside::evaluation::{Bootstrap, Interval, Scored, auroc, clopper_pearson, flagged};
 
 /// The rates of false alarms that thresholds are made for.
@@ -60,8 +61,10 @@ pub(super) struct FalseAlarms {
     pub(super) rate: f64,
     /// Of the rate, by those counts.
     pub(super) interval: Interval,
-    /// Whether the target lies in it.
-    pub(super) target_inside: bool,
+    /// Where such rates lie in 95 of 100 draws of thresholds and reported pictures, if the promise holds.
+    pub(super) expected: Interval,
+    /// Whether this one does.
+    pub(super) as_promised: bool,
 }
 
 /// An attack or a control.
@@ -143,17 +146,20 @@ impl<'a> Yardstick<'a> {
                 let Some(threshold) = self.thresholds[detector][at] else { continue };
                 let flagged = benign.iter().filter(|row| row.score > threshold).count() as u64;
                 let of = benign.len() as u64;
-                let Some(interval) = clopper_pearson(flagged, of, CONFIDENCE) else { continue };
+                let (calibration_rows, rate) = (self.calibration_rows[detector], flagged as f64 / of as f64);
+                let intervals = clopper_pearson(flagged, of, CONFIDENCE).zip(achieved_rate(calibration_rows, target, of));
+                let Some((interval, expected)) = intervals else { continue };
                 all.push(FalseAlarms {
                     detector: NAMES[detector],
                     target,
-                    calibration_rows: self.calibration_rows[detector],
+                    calibration_rows,
                     threshold,
                     flagged,
                     of,
-                    rate: flagged as f64 / of as f64,
+                    rate,
                     interval,
-                    target_inside: interval.contains(target),
+                    expected,
+                    as_promised: expected.contains(rate),
                 });
             }
         }

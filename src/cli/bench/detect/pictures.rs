@@ -56,7 +56,7 @@ pub(super) fn read(folders: &[PathBuf], count: usize, seed: u64) -> Result<Vec<R
     }
     // The smallest first: what it lacks, the others give.
     of_folders.sort_by_key(Vec::len);
-    let mut pictures = Vec::with_capacity(count);
+    let (mut pictures, mut prints) = (Vec::with_capacity(count), Vec::with_capacity(count));
     let folders = of_folders.len();
     for (number, paths) in of_folders.into_iter().enumerate() {
         let wanted = pictures.len() + (count - pictures.len()).div_ceil(folders - number);
@@ -65,11 +65,30 @@ pub(super) fn read(folders: &[PathBuf], count: usize, seed: u64) -> Result<Vec<R
                 break;
             }
             // Collections hold files that no decoder takes; those are nobody's pictures.
-            pictures.extend(picture::decode(&std::fs::read(&path)?).ok());
+            let Ok(picture) = picture::decode(&std::fs::read(&path)?) else { continue };
+            // And variants of one drawing, which must not be on both sides of a division.
+            let print = fingerprint(&picture);
+            if prints.iter().all(|other: &u64| (other ^ print).count_ones() > ALIKE_BITS) {
+                prints.push(print);
+                pictures.push(picture);
+            }
         }
     }
     shuffle(&mut pictures, &mut random::stream(seed, 0, "pictures"));
     Ok(pictures)
+}
+
+/// Of 64 bits, in how many fingerprints of pictures that look alike differ at most.
+pub(super) const ALIKE_BITS: u32 = 6;
+
+/// What stays when a picture is scaled or recoloured: on a grid of 9 by 8 grey values, where each is brighter than the next.
+pub(super) fn fingerprint(picture: &RgbImage) -> u64 {
+    let grey = imageops::resize(&imageops::grayscale(picture), 9, 8, FilterType::Triangle);
+    let bits = grey.rows().flat_map(|row| {
+        let row: Vec<u8> = row.map(|pixel| pixel.0[0]).collect();
+        row.windows(2).map(|pair| pair[0] > pair[1]).collect::<Vec<bool>>()
+    });
+    bits.fold(0, |print, bit| print << 1 | u64::from(bit))
 }
 
 fn walk(folder: &Path, into: &mut Vec<PathBuf>) -> Result<(), Failure> {

@@ -28,16 +28,17 @@ pub(super) fn print(findings: &Findings) {
     }
     println!("  false alarms on reported benign pictures, with 95 % intervals:");
     for alarms in &findings.false_alarms {
-        let met = if alarms.target_inside { "" } else { "  TARGET OUTSIDE" };
+        let met = if alarms.as_promised { "" } else { "  NOT AS PROMISED" };
         println!(
-            "    {:<17} target {:>4.1} %: {:>5.2} % {} ({} of {}, threshold from {}){met}",
+            "    {:<18} target {:>4.1} %: {:>5.2} % {} ({} of {}, threshold from {}; promised {} %){met}",
             alarms.detector,
             100.0 * alarms.target,
             100.0 * alarms.rate,
             percent(alarms.interval),
             alarms.flagged,
             alarms.of,
-            alarms.calibration_rows
+            alarms.calibration_rows,
+            percent(alarms.expected)
         );
     }
     table("AUROC against reported benign pictures", findings, |figures| (figures.auroc, figures.auroc_interval));

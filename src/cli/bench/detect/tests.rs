@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use super::attack::{Evasion, Goal, Method, craft, stored};
 use super::baselines::{Mahalanobis, disagreement, roughness};
-use super::pictures::{Change, Split, sources};
+use super::pictures::{ALIKE_BITS, Change, Split, fingerprint, sources};
 use super::victim::{Live, Seen, Victim};
 use crate::network::{Architecture, Loss, Network, random};
 
@@ -127,6 +127,15 @@ fn distance_is_by_the_spread_of_benign_states() {
     let distance = Mahalanobis::fit(&benign).unwrap();
     assert!(distance.score(&[3.0, 0.0]) < distance.score(&[0.0, 3.0]));
     assert!(Mahalanobis::fit(&[]).is_none());
+}
+
+#[test]
+fn a_picture_that_is_scaled_looks_alike_and_another_one_does_not() {
+    let large = image::imageops::resize(&picture(1), 80, 80, image::imageops::FilterType::Triangle);
+    let differ = |a: &RgbImage, b: &RgbImage| (fingerprint(a) ^ fingerprint(b)).count_ones();
+    assert!(differ(&picture(1), &large) <= ALIKE_BITS);
+    let upside_down = image::imageops::rotate180(&large);
+    assert!(differ(&large, &upside_down) > ALIKE_BITS);
 }
 
 #[test]
