@@ -185,6 +185,19 @@ pub trait Snapshot: Any + Send + Sync {
     /// Predicts each row; `rows` have passed the schema of the model's stream.
     fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError>;
 
+    /// The same with the hidden states on the way, of the layers at these places: all of a row's one after the other, row by row. What is
+    /// predicted has the same bits.
+    ///
+    /// # Errors
+    /// As for `predict`, and where there are no such states to show.
+    fn predict_watched(&self, rows: &Rows, places: &[usize]) -> Result<(Predictions, Vec<f32>), FoldError> {
+        let predictions = self.predict(rows)?;
+        if !places.is_empty() {
+            return Err(FoldError::Contract("models of this kind show no hidden states".into()));
+        }
+        Ok((predictions, Vec::new()))
+    }
+
     /// What whoever asks has to know beside the predictions, such as a threshold. It is not the snapshot itself: a trainer may wait until
     /// readers have let go of that, and answers wait for whoever asked, who may be the trainer's own driver.
     fn told(&self) -> Option<Arc<dyn Any + Send + Sync>> {

@@ -73,6 +73,8 @@ pub const IMAGE_SIDE_MAX: usize = 512;
 pub const POST_PICTURES_BYTES_MAX: usize = 64 << 20;
 /// Pixels that are decoded for one post: four pictures of the largest size, and some seconds of work. Few bytes may ask for so many.
 pub const POST_PIXELS_MAX: u64 = 1 << 28;
+/// Rows of each class that a detector of a live network keeps, at most: it looks at all of them again when it adopts a version.
+pub const KEPT_ROWS_MAX: usize = 1024;
 /// Pictures that a detector looks at for one request: some seconds of work.
 pub const DETECT_PICTURES_MAX: usize = 64;
 /// Numbers of a hidden state whose covariance is inverted: 8 MiB, and a third of a second each time.

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub log_commit_entries: Histogram,
     /// Rows predicted, by `model`; counted by the threads that predict.
     pub predict_rows_total: IntCounterVec,
+    /// Rows that a guard has judged, by `model` and `verdict` (`flagged`, `passed`); counted by the door.
+    pub guard_rows_total: IntCounterVec,
     /// From a query's arrival to its answer, in seconds, by `model`; observed by the door.
     pub predict_seconds: HistogramVec,
     /// Rows predicted together; observed by the threads that predict.
@@ -84,6 +86,7 @@ impl Metrics {
         let rows = || powers_of_two(1.0, 12);
         let labels = "Late labels acknowledged, by whether their row waited for one.";
         let refused = "Posts refused, by the code of the problem; nothing of them is in the log.";
+        let judged = "Rows of queries that a model's guard has judged.";
         let step = "From giving a step to the trainer until it takes the next one.";
         let checkpoint = "Duration of one checkpoint, until it is durable.";
         let failures = "Checkpoints that could not be written; each is tried again.";
@@ -97,6 +100,7 @@ impl Metrics {
             log_commit_seconds: histogram(r, "log_commit_seconds", "Duration of one group commit, fsync included.", seconds())?,
             log_commit_entries: histogram(r, "log_commit_entries", "Posts that one commit acknowledged.", rows())?,
             predict_rows_total: counters(r, "predict_rows_total", "Rows predicted.", &["model"])?,
+            guard_rows_total: counters(r, "guard_rows_total", judged, &["model", "verdict"])?,
             predict_seconds: histograms(r, "predict_seconds", "From a query's arrival to its answer.", "model")?,
             predict_batch_rows: histogram(r, "predict_batch_rows", "Rows predicted together.", rows())?,
             model_step_seconds: histograms(r, "model_step_seconds", step, "model")?,
@@ -135,6 +139,7 @@ impl Metrics {
     /// Drops the label values of a model that was deleted.
     pub fn remove_model(&self, name: &str) {
         remove(&self.predict_rows_total, "model", name);
+        remove(&self.guard_rows_total, "model", name);
         remove(&self.predict_seconds, "model", name);
         remove(&self.model_step_seconds, "model", name);
         remove(&self.model_checkpoint_seconds, "model", name);

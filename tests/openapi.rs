@@ -19,7 +19,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::Method;
 use contract::{Contract, Operation, is_code, media_type, members, path, references};
-use detectors::{ENCODER, models, needs_encoder, with_models};
+use detectors::{ENCODER, models, needs_encoder, watches, with_models};
 use doors::{BODY_BYTES_MAX, Doors, JSON, ask, doors_of, send};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -119,7 +119,7 @@ fn the_bodies_are_whole(contract: &Contract, operation: &Operation) {
 }
 
 /// The order in which somebody asks who begins with nothing and clears up at the end.
-const DAY: [&str; 46] = [
+const DAY: [&str; 50] = [
     "is_live",
     "is_ready",
     "get_openapi",
@@ -132,6 +132,12 @@ const DAY: [&str; 46] = [
     "create_model",
     "post_rows",
     "post_labels",
+    "create_detector",
+    "list_detectors",
+    "post_examples",
+    "adopt",
+    "set_guard",
+    "get_guard",
     "predict",
     "describe_server",
     "list_repository",
@@ -154,15 +160,13 @@ const DAY: [&str; 46] = [
     "set_model_budget",
     "get_process_budget",
     "set_process_budget",
-    "create_detector",
-    "list_detectors",
-    "post_examples",
     "calibrate",
     "detect",
     "evaluate",
     "moderate",
     "transfer",
     "get_detector",
+    "delete_guard",
     "delete_detector",
     "delete_model",
     "delete_stream",
@@ -198,7 +202,7 @@ async fn a_user_can_follow_the_examples() {
             }
         }
     }
-    for operation in contract.operations.iter().filter(|operation| models.is_some() || !needs_encoder(operation, b"")) {
+    for operation in contract.operations.iter().filter(|operation| models.is_some() || !needs_encoder(operation, None)) {
         for (status, response) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() < "400") {
             let told: Vec<_> = members(&contract.resolve(response)["content"]).map(|(name, _)| Some(name.clone())).collect();
             for media_type in if told.is_empty() { vec![None] } else { told } {
@@ -240,13 +244,16 @@ fn hour(contract: &Contract, operation: &Operation, has_encoder: bool) -> Vec<As
     let made = |id: &str| {
         let operation = contract.operation(id);
         let bodies = contract.bodies(operation).into_iter();
-        bodies.filter(|body| has_encoder || !needs_encoder(operation, &body.bytes)).collect::<Vec<_>>()
+        bodies.filter(|body| has_encoder || !needs_encoder(operation, Some(body))).collect::<Vec<_>>()
     };
     let names = |id: &str| made(id).into_iter().map(|body| body.name).collect();
     let Some(_) = operation.said.get("requestBody") else {
         let names: Vec<String> = match &operation.path {
             path if path.contains("{stream}") => names("create_stream"),
             path if path.contains("{model}") => names("create_model"),
+            _ if operation.id() == "adopt" => {
+                made("create_detector").iter().filter(|body| watches(body)).map(|body| body.name.clone()).collect()
+            }
             path if path.contains("{detector}") => names("create_detector"),
             path if path.contains("{file}") => {
                 let file = &contract.parameters(operation)[&("path".to_owned(), "file".to_owned())];
@@ -319,14 +326,14 @@ async fn every_refusal_is_one_that_the_document_tells_of() {
     let service = Doors::open(folder.path(), &with_models(models.as_ref())).await;
     for id in ["create_stream", "create_model", "create_detector"] {
         let operation = contract.operation(id);
-        for body in contract.bodies(operation).iter().filter(|body| models.is_some() || !needs_encoder(operation, &body.bytes)) {
+        for body in contract.bodies(operation).iter().filter(|body| models.is_some() || !needs_encoder(operation, Some(body))) {
             let path = place(&contract, operation, Some(body.of()));
             service.ask(&operation.method, &path, &[JSON], body.bytes.clone()).await.expect(201);
         }
     }
     for operation in &contract.operations {
         what_no_path_names(&mut refusals, &service, operation).await;
-        if models.is_some() || !needs_encoder(operation, b"") || operation.id() == "create_detector" {
+        if models.is_some() || !needs_encoder(operation, None) || operation.id() == "create_detector" {
             what_no_door_reads(&mut refusals, &service, operation).await;
         }
     }
@@ -335,6 +342,9 @@ async fn every_refusal_is_one_that_the_document_tells_of() {
     what_contradicts_the_model(&mut refusals, &service).await;
     what_contradicts_the_tensors(&mut refusals, &service).await;
     detectors::what_is_none(&mut refusals, &service).await;
+    detectors::what_a_guard_refuses(&mut refusals, &service).await;
+    detectors::what_a_guard_cannot_judge(&mut refusals, &service).await;
+    detectors::what_has_lost_its_network(&mut refusals, &service).await;
     if models.is_some() {
         detectors::what_contradicts_one(&mut refusals, &service).await;
     }
@@ -349,7 +359,7 @@ async fn every_refusal_is_one_that_the_document_tells_of() {
 
     let statuses: BTreeSet<(&str, u16)> = refusals.seen.iter().map(|(id, status, _)| (id.as_str(), *status)).collect();
     let codes: BTreeSet<&str> = refusals.seen.iter().map(|(_, _, code)| code.as_str()).collect();
-    for operation in contract.operations.iter().filter(|operation| models.is_some() || !needs_encoder(operation, b"")) {
+    for operation in contract.operations.iter().filter(|operation| models.is_some() || !needs_encoder(operation, None)) {
         for (text, _) in members(&operation.said["responses"]).filter(|(status, _)| status.as_str() >= "400") {
             let status: u16 = text.parse().unwrap();
             let unseen = UNSEEN.iter().any(|(id, of, _)| (*id, *of) == (operation.id(), status));
@@ -382,7 +392,8 @@ async fn what_no_path_names(refusals: &mut Refusals<'_>, service: &Doors, operat
         return;
     }
     refusals.refused(router, id, &with(["%FF"; 4]), &[JSON], bytes(), "invalid_request").await;
-    if operation.said["responses"].get("404").is_some() {
+    // What makes a detector is not told by its own name that something is missing.
+    if operation.said["responses"].get("404").is_some() && id != "create_detector" {
         let code = if operation.path.contains("{file}") { "no_such_route" } else { "not_found" };
         refusals.refused(router, id, &with(["nowhere", "nobody", "nobody", "nothing.js"]), &[JSON], bytes(), code).await;
     }
@@ -599,7 +610,7 @@ async fn at_the_end_and_too_late(refusals: &mut Refusals<'_>, service: &Doors, h
     let contract = refusals.contract;
     let (trigger, shutdown) = shutdown::channel();
     let late = doors_of(&service.running, shutdown.clone(), 0);
-    for operation in contract.operations.iter().filter(|operation| has_encoder || !needs_encoder(operation, b"")) {
+    for operation in contract.operations.iter().filter(|operation| has_encoder || !needs_encoder(operation, None)) {
         let Some(body) = contract.bodies(operation).into_iter().next() else { continue };
         let (path, headers) = (place(contract, operation, Some(body.of())), [("content-type", body.media_type.as_str())]);
         let endless = tokio_stream::pending::<std::io::Result<Bytes>>();

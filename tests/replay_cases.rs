@@ -103,7 +103,7 @@ impl Case {
     }
 
     fn fold(&self, kinds: &Kinds) -> Box<dyn Fold> {
-        let given = Given { settings: &self.spec, schema: &self.schema, queued_bytes: 0, may_skip: self.may_skip };
+        let given = Given { settings: &self.spec, schema: &self.schema, queued_bytes: 0, may_skip: self.may_skip, blobs: None };
         kinds.get("network").unwrap().build(given).unwrap()
     }
 

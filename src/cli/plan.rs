@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let kind = NetworkKind { pool: pool.clone(), step_rows: config.model.step_rows, objective: objective(&config) };
     let queued_bytes = queued_bytes_max(&schema, spec.overload.window(config.model.lag_rows_max));
     let may_skip = spec.overload.may_skip();
-    let recipe = kind.recipe(Given { settings: &spec.settings, schema: &schema, queued_bytes, may_skip })?;
+    let recipe = kind.recipe(Given { settings: &spec.settings, schema: &schema, queued_bytes, may_skip, blobs: None })?;
     if arguments.frontier {
         return frontier::run(&recipe.planner(), &pool, arguments.json, arguments.plot.as_deref());
     }

@@ -11,6 +11,7 @@ use super::serve::{self, EX_DATAERR};
 use super::{Failure, complain};
 use crate::config::{self, Config};
 use crate::disk::FileSystem;
+use crate::model::blobs::Blobs;
 use crate::model::checkpoint::{self, Store};
 use crate::model::decision::Decision;
 use crate::model::kind::Kinds;
@@ -103,7 +104,8 @@ fn one(
     let decisions = streams.log().decisions(id)?;
     let decisions: Vec<Decision> = decisions.iter().map(|bytes| Decision::decode(bytes)).collect::<Result<_, _>>()?;
     let store = Store::new(&FileSystem, checkpoint::folder(folder, id));
-    Ok(verify(kinds, record, &streams.get(stream)?, &decisions, &store)?)
+    let blobs = Blobs::new(Arc::new(FileSystem), folder, id);
+    Ok(verify(kinds, record, &streams.get(stream)?, &decisions, &store, &blobs)?)
 }
 
 fn tell(told: &[Told], as_json: bool) {

@@ -2,12 +2,13 @@
 //!
 //! A request's way: [`server`] accepts the connection and bounds the time for its head, `watch` counts it, holds it to its
 //! deadline and refuses it while the process drains, `request` and [`body`] read and decompress it under two caps, a door's own file
-//! (`streams`, `models`, `memory`, `predict`, `detectors`, `inference`, `health`, [`events`], `page`, `openapi`) answers, and whatever goes wrong
+//! (`streams`, `models`, `memory`, `predict`, `guard`, `detectors`, `inference`, `health`, [`events`], `page`, `openapi`) answers, and whatever goes wrong
 //! becomes a [`problem`].
 
 pub mod body;
 mod detectors;
 pub mod events;
+mod guard;
 mod health;
 mod inference;
 mod memory;
@@ -100,9 +101,11 @@ pub fn doors() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models/{model}/memory-budget", get(models::get_budget).put(models::put_budget)),
         ("/v1/models/{model}/plan", get(models::get_plan).put(models::put_plan)),
         ("/v1/models/{model}/frontier", get(models::get_frontier)),
+        ("/v1/models/{model}/guard", get(guard::get).put(guard::put).delete(guard::delete)),
         ("/v1/memory-budget", get(memory::get).put(memory::put)),
         ("/v1/detectors/{detector}", put(detectors::put).get(detectors::get).delete(detectors::delete)),
         ("/v1/detectors/{detector}/calibrate", post(detectors::calibrate)),
+        ("/v1/detectors/{detector}/adopt", post(detectors::adopt)),
         ("/v1/detectors/{detector}/transfer", post(detectors::transfer)),
     ];
     // The Open Inference Protocol: it reads only.
@@ -174,6 +177,7 @@ impl From<RegistryError> for Problem {
             RegistryError::Conflict(_) => Problem::conflict("model_exists", detail),
             RegistryError::Invalid(_) => Problem::unprocessable("invalid_model", detail),
             RegistryError::InUse { .. } => Problem::conflict("stream_in_use", detail),
+            RegistryError::Guards { .. } => Problem::conflict("detector_in_use", detail),
             RegistryError::Stream(error) => error.into(),
             RegistryError::Change(error) => error.into(),
             RegistryError::Overcommitted(Overcommitted { budget_bytes, minimum_bytes }) => {

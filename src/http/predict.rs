@@ -1,10 +1,11 @@
 //! The door of queries: rows without labels in, predictions with the version that made them out, as JSON or as an Arrow IPC stream.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arrow_array::types::{Float32Type, UInt32Type};
-use arrow_array::{ArrayRef, FixedSizeListArray, PrimitiveArray, RecordBatch, StringArray};
+use arrow_array::types::{Float32Type, Float64Type, UInt32Type};
+use arrow_array::{ArrayRef, BooleanArray, FixedSizeListArray, PrimitiveArray, RecordBatch, StringArray};
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema};
 use axum::body::Body;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::body;
+use super::guard::{Judged, Verdict, Watch};
 use super::problem::Problem;
 use super::request;
 use crate::fold::{Predictions, Version};
@@ -40,13 +42,14 @@ pub(super) async fn predict(
     let bytes = body::read(&headers, body, app.body_limits).await?;
     let stream = live.stream.clone();
     let rows = app.blocking(move |_| Ok(decode(&stream.schema, format, bytes, Purpose::Predict)?)).await?;
-    let answer = ask(&app, &live, rows, began).await?;
+    let (answer, judged) = ask_guarded(&app, &live, rows, began).await?;
     app.blocking(move |_| {
         let said = Predicted {
             model: &live.name,
             model_version: answer.version,
             prediction_id: Uuid::new_v4().to_string(),
-            predictions: predictions(&answer.predictions, &live.stream.schema),
+            guard: judged.as_ref(),
+            predictions: predictions(&answer.predictions, judged.as_ref(), &live.stream.schema),
         };
         let (content_type, body) = if as_arrow {
             let batch = arrow(&said, &answer.predictions, live.stream.schema.class_names());
@@ -75,14 +78,31 @@ fn wants_arrow(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Asks a model about rows, as many as one query may have; the time since `began` is counted as the query's.
-pub(super) async fn ask(app: &App, live: &Arc<Live>, rows: Rows, began: Instant) -> Result<Answer, Problem> {
-    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / live.stream.schema.class_count().max(1));
+/// Asks a model about rows, and its guard, where it has one, about what the model makes of them.
+///
+/// # Errors
+/// As for [`ask`], and where the guard refuses.
+pub(super) async fn ask_guarded(
+    app: &App,
+    live: &Arc<Live>,
+    rows: Rows,
+    began: Instant,
+) -> Result<(Answer, Option<Judged>), Problem> {
+    let watch = Watch::of(app, live)?;
+    let answer = ask(app, live, (rows, &watch), began).await?;
+    let judged = watch.judge(app, live, &answer.states)?;
+    Ok((answer, judged))
+}
+
+/// Asks a model about rows, as many as one query may have, with the hidden states that a guard watches; the time since `began` is counted as the
+/// query's.
+pub(super) async fn ask(app: &App, live: &Arc<Live>, (rows, watch): (Rows, &Watch), began: Instant) -> Result<Answer, Problem> {
+    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / (live.stream.schema.class_count() + watch.width()).max(1));
     if rows.count > most {
         let detail = format!("{} rows, {most} are the most of one query to this model", rows.count);
         return Err(Problem::unprocessable("too_many_rows", detail));
     }
-    let answer = app.predictor.predict(live.clone(), rows).await?;
+    let answer = app.predictor.predict(live.clone(), rows, watch.places()).await?;
     if !answer.predictions.is_finite() {
         let detail =
             format!("model `{}` has diverged: at version {} it predicts what is not a number", live.name, answer.version);
@@ -100,8 +120,20 @@ struct Predicted<'a> {
     model_version: Version,
     /// Names this answer.
     prediction_id: String,
+    /// By what the model's guard judges, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<&'a Judged>,
     /// In the order of the rows.
-    predictions: Vec<Prediction<'a>>,
+    predictions: Vec<Guarded<'a>>,
+}
+
+/// One row's prediction, and what the guard says of the row.
+#[derive(Debug, Serialize)]
+struct Guarded<'a> {
+    #[serde(flatten)]
+    prediction: Prediction<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<Verdict>,
 }
 
 /// One row's prediction.
@@ -119,8 +151,9 @@ enum Prediction<'a> {
     },
 }
 
-fn predictions<'a>(predictions: &'a Predictions, schema: &'a Schema) -> Vec<Prediction<'a>> {
-    match predictions {
+fn predictions<'a>(predictions: &'a Predictions, judged: Option<&Judged>, schema: &'a Schema) -> Vec<Guarded<'a>> {
+    let verdict = |row: usize| judged.and_then(|judged| judged.rows.get(row)).copied();
+    let predictions: Vec<Prediction<'a>> = match predictions {
         Predictions::Classes { classes, probabilities } => probabilities
             .chunks_exact((*classes).max(1))
             .map(|probabilities| {
@@ -130,7 +163,8 @@ fn predictions<'a>(predictions: &'a Predictions, schema: &'a Schema) -> Vec<Pred
             })
             .collect(),
         Predictions::Values(values) => values.iter().map(|&value| Prediction::Value { value }).collect(),
-    }
+    };
+    predictions.into_iter().enumerate().map(|(row, prediction)| Guarded { prediction, guard: verdict(row) }).collect()
 }
 
 /// The most probable class; the first of equals, as the trainer scores.
@@ -144,8 +178,8 @@ pub(super) fn argmax(probabilities: &[f32]) -> usize {
     best
 }
 
-/// The answer as one batch: `class`, `label` where classes have names, and `probabilities`, or `value`; what is said once is in the
-/// schema's metadata.
+/// The answer as one batch: `class`, `label` where classes have names, and `probabilities`, or `value`; and what a guard says of each row. What
+/// is said once is in the schema's metadata.
 fn arrow(said: &Predicted<'_>, predictions: &Predictions, names: Option<&[String]>) -> Result<RecordBatch, ArrowError> {
     let mut columns: Vec<(Field, ArrayRef)> = Vec::new();
     match predictions {
@@ -167,12 +201,22 @@ fn arrow(said: &Predicted<'_>, predictions: &Predictions, names: Option<&[String
             columns.push((Field::new("value", DataType::Float32, false), Arc::new(values)));
         }
     }
-    let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
-    let metadata = [
+    let mut metadata = BTreeMap::from([
         ("model".to_owned(), said.model.to_owned()),
         ("model_version".to_owned(), said.model_version.to_string()),
         ("prediction_id".to_owned(), said.prediction_id.clone()),
-    ];
+    ]);
+    if let Some(judged) = said.guard {
+        let as_json = serde_json::to_string(judged).map_err(|error| ArrowError::JsonError(error.to_string()))?;
+        metadata.insert("guard".to_owned(), as_json);
+        if !judged.rows.is_empty() {
+            let flagged: BooleanArray = judged.rows.iter().map(|row| Some(row.flagged)).collect();
+            columns.push((Field::new("guard_flagged", DataType::Boolean, false), Arc::new(flagged)));
+            let scores: PrimitiveArray<Float64Type> = judged.rows.iter().map(|row| row.score).collect::<Vec<_>>().into();
+            columns.push((Field::new("guard_score", DataType::Float64, false), Arc::new(scores)));
+        }
+    }
+    let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();
     let schema = ArrowSchema::new(fields).with_metadata(metadata);
     RecordBatch::try_new(Arc::new(schema), arrays)
 }

@@ -64,6 +64,7 @@ fn used() -> Metrics {
     }
     for model in ["a", "b"] {
         metrics.predict_rows_total.with_label_values(&[model]).inc();
+        metrics.guard_rows_total.with_label_values(&[model, "flagged"]).inc();
         metrics.predict_seconds.with_label_values(&[model]).observe(0.001);
         metrics.model_step_seconds.with_label_values(&[model]).observe(0.001);
         metrics.model_checkpoint_seconds.with_label_values(&[model]).observe(0.1);
@@ -128,7 +129,7 @@ fn names_keep_the_conventions() {
         assert!(UNITS.contains(&unit) || UNITLESS.contains(&name) || name.ends_with("_sequence"), "{name}");
         seen.push(name);
     }
-    assert_eq!(seen.len(), 67, "{seen:?}");
+    assert_eq!(seen.len(), 68, "{seen:?}");
 }
 
 #[test]

@@ -51,8 +51,11 @@ impl Driver {
                 self.conclude(reply, answer);
             }
             Command::Setting(value, reply) => {
-                let answer = self.change(|_| Ok(Some(What::Setting(value))));
-                self.conclude(reply, answer);
+                // It may take long, and whoever has given up waiting may have asked again.
+                if !reply.is_closed() {
+                    let answer = self.change(|_| Ok(Some(What::Setting(value))));
+                    self.conclude(reply, answer);
+                }
             }
             Command::Frontier(reply) => {
                 let drained = self.drain().and_then(|()| self.publish_if_due(true));

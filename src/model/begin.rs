@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::{Sender, bounded, unbounded};
 use parking_lot::Mutex;
 use prometheus::{Histogram, IntCounter};
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::ModelError;
 use super::asked::stand;
 use super::attempt::Attempt;
+use super::blobs;
 use super::checkpoint::{self, CheckpointError};
 use super::decision::What;
 use super::driver::{Driver, Ears};
@@ -60,12 +61,14 @@ impl Models {
         self.sweep()
     }
 
-    /// Removes the checkpoints of models that were deleted: a crash may have come between the deletion and this. Ids that this log never
+    /// Removes the checkpoints and blobs of models that were deleted: a crash may have come between the deletion and this. Ids that this log never
     /// gave away are left alone, as the folder may have another log's checkpoints.
     fn sweep(&self) -> Result<(), RegistryError> {
         let (known, next) = (self.streams.log().models()?, self.streams.log().next_model_id()?);
         let failed = |error: std::io::Error| ModelError::Checkpoint(error.into());
-        for path in self.ground.disk.list(&checkpoint::folders(&self.ground.folder.path)).map_err(failed)? {
+        let [checkpoints, blobs] = [checkpoint::folders, blobs::folders]
+            .map(|folders| self.ground.disk.list(&folders(&self.ground.folder.path)).map_err(failed));
+        for path in checkpoints?.into_iter().chain(blobs?) {
             let id = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
             if id.is_some_and(|id| id < next && !known.contains_key(&id)) {
                 self.ground.disk.remove_dir(&path).map_err(failed)?;
@@ -95,6 +98,7 @@ impl Models {
             name: name.to_owned(),
             record: record.clone(),
             stream: stream.clone(),
+            blobs: self.blobs(id),
         })
     }
 
@@ -152,6 +156,7 @@ impl Models {
             budget_bytes: Mutex::new(budget_bytes),
             decided_to,
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot }),
+            guard: ArcSwapOption::empty(),
             status: Mutex::new(status),
             commands,
             events: self.ground.events.clone(),
@@ -192,6 +197,7 @@ impl Models {
                 begun: Instant::now(),
                 snapshot: Arc::new(Absent(failure.clone())),
             }),
+            guard: ArcSwapOption::empty(),
             status: Mutex::new(status),
             commands,
             events: self.ground.events.clone(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::blobs::Blobs;
 use crate::fold::{BelowMinimum, Fold, FoldError, ProposalError};
 use crate::stream::Schema;
 
@@ -61,6 +62,8 @@ pub struct Given<'a> {
     pub queued_bytes: u64,
     /// Whether rows may be given away: the model has a skip policy.
     pub may_skip: bool,
+    /// What the model's decisions name; none where a fold is only looked at, and carries out none that names any.
+    pub blobs: Option<&'a Blobs>,
 }
 
 /// All kinds by name.

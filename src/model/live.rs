@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam::channel::Sender;
 use parking_lot::{Mutex, MutexGuard};
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
 
 use super::events::Events;
+use super::guard::Guard;
 use super::spec::ModelSpec;
 use super::status::{Condition, Learned, Status};
 use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
@@ -121,6 +122,8 @@ pub struct Live {
     /// The version of the newest decision that was there at the start.
     pub(super) decided_to: Version,
     pub(super) published: ArcSwap<Published>,
+    /// By which model its queries are judged; changed by the registry alone.
+    pub(super) guard: ArcSwapOption<Guard>,
     pub(super) status: Mutex<Status>,
     pub(super) commands: Sender<Command>,
     /// Where it tells what happens to it.
@@ -147,6 +150,11 @@ impl Live {
     /// The newest snapshot; never waits.
     pub fn published(&self) -> Arc<Published> {
         self.published.load_full()
+    }
+
+    /// By which model its queries are judged; never waits.
+    pub fn guard(&self) -> Option<Arc<Guard>> {
+        self.guard.load_full()
     }
 
     /// The status at this moment.

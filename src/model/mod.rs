@@ -3,13 +3,14 @@
 //! [`spec`] is what a user asks for ([`overload`]: and what is given up, by [`choice`], when too much comes; [`reaction`]: and what is
 //! done about drifts), [`kind`] turns it into a fold ([`network`] is the first), `recovery` brings its state back and `begin` starts it.
 //! `driver` is the thread that feeds the fold from the log by way of its `queue` (`late`: with the rows that wait for labels) and
-//! writes down [`decision`]s and [`checkpoint`]s (`asked`: and answers the doors); `attempt` and `suspect` find the rows over which a fold or the process falls.
-//! [`live`] is the model as the doors see it with its [`status`] and [`drift`]s, [`events`] tell what happened lately, [`predict`] answers queries, [`registry`] holds them
+//! writes down [`decision`]s and [`checkpoint`]s (`asked`: and answers the doors; [`blobs`] hold what decisions only name); `attempt` and `suspect` find the rows over which a fold or the process falls.
+//! [`live`] is the model as the doors see it with its [`status`] and [`drift`]s, [`events`] tell what happened lately, [`predict`] answers queries, [`guard`] says who judges them, [`registry`] holds them
 //! all, [`budget`] has them [`share`] what the process may hold, and [`verify`] folds a log once more.
 
 mod asked;
 mod attempt;
 mod begin;
+pub mod blobs;
 pub mod budget;
 pub mod checkpoint;
 pub mod choice;
@@ -17,6 +18,7 @@ pub mod decision;
 pub mod drift;
 mod driver;
 pub mod events;
+pub mod guard;
 pub mod kind;
 mod late;
 pub mod live;

@@ -15,7 +15,11 @@ use crate::fold::{BelowMinimum, Fold};
 use crate::learner::{Learner, RowLayout};
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
+use crate::stream::Schema;
 use crate::stream::schema::Target;
+
+/// What a spec's `kind` says.
+pub const KIND: &str = "network";
 
 /// What a spec of this kind says beside the common part. Whatever is null is left out.
 #[derive(Debug, Deserialize)]
@@ -51,26 +55,11 @@ pub struct NetworkKind {
 impl NetworkKind {
     /// What a trainer of these settings is made of.
     pub fn recipe(&self, given: Given<'_>) -> Result<Recipe, SpecError> {
-        let Given { settings, schema, queued_bytes, may_skip } = given;
-        let settings: Settings = serde_json::from_value(settings.clone().into())
-            .map_err(|error| SpecError::Settings(format!("kind `network`: {error}")))?;
-        let target = schema.target.as_ref().ok_or_else(|| {
-            SpecError::Settings("kind `network` learns from labels, and this stream's schema has no target".into())
-        })?;
-        let (outputs, loss) = match target {
-            Target::Classes { classes, .. } => (classes.count(), Loss::SoftmaxCrossEntropy),
-            Target::Regression { .. } => (1, Loss::MeanSquaredError),
-        };
+        let Given { settings, schema, queued_bytes, may_skip, .. } = given;
+        let settings = Settings::read(settings)?;
         let rule = settings.rule()?;
-        let network = match (settings.network, schema.network_columns()) {
-            (Some(network), Some(columns)) => Network::for_columns(&network, &columns, outputs, loss),
-            (Some(network), None) => Network::build(&network, &schema.input_shape(), outputs, loss, false),
-            (None, Some(columns)) => Network::for_columns(&default_network(), &columns, outputs, loss),
-            (None, None) => {
-                return Err(SpecError::Settings("`network` is missing: only streams of columns have one by default".into()));
-            }
-        };
-        let network = network.map_err(|error| SpecError::Settings(error.to_string()))?;
+        let network = settings.network(schema)?;
+        let loss = network.loss;
         let learning_rate = settings.learning_rate.unwrap_or_else(|| default_learning_rate(&rule.optimiser));
         check_learning_rate(learning_rate).map_err(SpecError::Settings)?;
         let step_rows = settings.step_rows.unwrap_or(self.step_rows);
@@ -95,7 +84,39 @@ impl NetworkKind {
     }
 }
 
+/// The network of a model of this kind with these settings, on a stream of this schema.
+///
+/// # Errors
+/// There can be none.
+pub fn network_of(settings: &serde_json::Map<String, serde_json::Value>, schema: &Schema) -> Result<Network, SpecError> {
+    Settings::read(settings)?.network(schema)
+}
+
 impl Settings {
+    fn read(settings: &serde_json::Map<String, serde_json::Value>) -> Result<Settings, SpecError> {
+        serde_json::from_value(settings.clone().into()).map_err(|error| SpecError::Settings(format!("kind `{KIND}`: {error}")))
+    }
+
+    /// What is trained on rows of this schema.
+    fn network(&self, schema: &Schema) -> Result<Network, SpecError> {
+        let target = schema.target.as_ref().ok_or_else(|| {
+            SpecError::Settings(format!("kind `{KIND}` learns from labels, and this stream's schema has no target"))
+        })?;
+        let (outputs, loss) = match target {
+            Target::Classes { classes, .. } => (classes.count(), Loss::SoftmaxCrossEntropy),
+            Target::Regression { .. } => (1, Loss::MeanSquaredError),
+        };
+        let network = match (&self.network, schema.network_columns()) {
+            (Some(network), Some(columns)) => Network::for_columns(network, &columns, outputs, loss),
+            (Some(network), None) => Network::build(network, &schema.input_shape(), outputs, loss, false),
+            (None, Some(columns)) => Network::for_columns(&default_network(), &columns, outputs, loss),
+            (None, None) => {
+                return Err(SpecError::Settings("`network` is missing: only streams of columns have one by default".into()));
+            }
+        };
+        network.map_err(|error| SpecError::Settings(error.to_string()))
+    }
+
     /// How a step teaches. With a network of its own a spec begins with the plainest of everything; without, with what did best on
     /// tables (`mustela bench online --peers`).
     fn rule(&self) -> Result<Rule, SpecError> {
@@ -125,7 +146,7 @@ fn default_learning_rate(optimiser: &Optimiser) -> f64 {
 
 impl Kind for NetworkKind {
     fn name(&self) -> &'static str {
-        "network"
+        KIND
     }
 
     fn propose_plan(&self, given: Given<'_>, budget_bytes: Option<u64>) -> Result<serde_json::Value, SpecError> {

@@ -21,6 +21,8 @@ use crate::rows::Rows;
 struct Query {
     model: Arc<Live>,
     rows: Rows,
+    /// The layers whose hidden states are wanted.
+    watched: Arc<[usize]>,
     /// Whether a client asks, and not the model's own driver.
     counts: bool,
     /// What asks.
@@ -36,6 +38,8 @@ pub struct Answer {
     pub told: Option<Arc<dyn Any + Send + Sync>>,
     /// In the order of the query's rows.
     pub predictions: Predictions,
+    /// The hidden states that were wanted, row by row.
+    pub states: Vec<f32>,
 }
 
 /// Why a query has no answer.
@@ -80,9 +84,13 @@ impl Predictor {
 
     /// Asks `model` about `rows`, for one of its clients or (not `counts`) for itself; the answer comes later.
     pub(super) fn ask(&self, model: Arc<Live>, rows: Rows, counts: bool) -> Result<Pending, PredictError> {
+        self.queue_up(model, rows, Arc::default(), counts)
+    }
+
+    fn queue_up(&self, model: Arc<Live>, rows: Rows, watched: Arc<[usize]>, counts: bool) -> Result<Pending, PredictError> {
         let (reply, answer) = oneshot::channel();
         let span = Span::current();
-        self.queue.try_send(Query { model, rows, counts, span, reply }).map_err(|error| match error {
+        self.queue.try_send(Query { model, rows, watched, counts, span, reply }).map_err(|error| match error {
             TrySendError::Full(_) => PredictError::Busy(self.queue_max),
             TrySendError::Disconnected(_) => PredictError::Stopping,
         })?;
@@ -94,9 +102,9 @@ impl Predictor {
         (self.queue.len(), self.queue_max)
     }
 
-    /// Asks `model` about `rows` for a client.
-    pub async fn predict(&self, model: Arc<Live>, rows: Rows) -> Result<Answer, PredictError> {
-        let answer = self.ask(model, rows, true)?;
+    /// Asks `model` about `rows` for a client, with the hidden states of the `watched` layers.
+    pub async fn predict(&self, model: Arc<Live>, rows: Rows, watched: Arc<[usize]>) -> Result<Answer, PredictError> {
+        let answer = self.queue_up(model, rows, watched, true)?;
         let lost = || PredictError::Unavailable("the query was given up; the service's messages say why".into());
         let answer = answer.await.unwrap_or_else(|_| Err(lost()))?;
         Span::current().record("sequence", answer.version.sequence);
@@ -114,11 +122,12 @@ fn serve(waiting: &Receiver<Query>, batch_rows_max: usize, metrics: &Metrics) {
             batch.push(query);
         }
         while let Some(query) = batch.first() {
-            let model = query.model.clone();
-            let (mine, others) = batch.into_iter().partition(|query| Arc::ptr_eq(&query.model, &model));
+            let (model, watched) = (query.model.clone(), query.watched.clone());
+            let (mine, others) =
+                batch.into_iter().partition(|query| Arc::ptr_eq(&query.model, &model) && query.watched == watched);
             batch = others;
             // A panic is the fault of these queries' model; the next ones find the thread as it was.
-            if catch_unwind(AssertUnwindSafe(|| answer(&model, mine, batch_rows_max, metrics))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| answer(&model, mine, &watched, (batch_rows_max, metrics)))).is_err() {
                 tracing::error!(model = model.name, "predicting panicked");
             }
         }
@@ -126,7 +135,7 @@ fn serve(waiting: &Receiver<Query>, batch_rows_max: usize, metrics: &Metrics) {
 }
 
 /// Answers queries for one model from one snapshot.
-fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Metrics) {
+fn answer(model: &Live, queries: Vec<Query>, watched: &[usize], (batch_rows_max, metrics): (usize, &Metrics)) {
     let published = model.published();
     // Clients that went away need no answer.
     let queries: Vec<Query> = queries.into_iter().filter(|query| !query.reply.is_closed()).collect();
@@ -138,14 +147,15 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
     for query in &queries {
         span.follows_from(&query.span);
     }
-    match predict_in_chunks(&published, &rows, batch_rows_max) {
-        Ok(predictions) => {
+    match predict_in_chunks(&published, &rows, watched, batch_rows_max) {
+        Ok((predictions, states)) => {
             let asked: usize = queries.iter().filter(|query| query.counts).map(|query| query.rows.count).sum();
             let (told, mut start) = (published.snapshot.told(), 0);
+            let width = states.len() / rows.count.max(1);
             for query in queries {
                 let end = start + query.rows.count;
-                let predictions = predictions.slice(start..end);
-                drop(query.reply.send(Ok(Answer { version: published.version, told: told.clone(), predictions })));
+                let (predictions, states) = (predictions.slice(start..end), states[start * width..end * width].to_vec());
+                drop(query.reply.send(Ok(Answer { version: published.version, told: told.clone(), predictions, states })));
                 start = end;
             }
             model.predict_rows.inc_by(asked as u64);
@@ -163,12 +173,19 @@ fn answer(model: &Live, queries: Vec<Query>, batch_rows_max: usize, metrics: &Me
 }
 
 /// One forward holds at most `batch_rows_max` rows, whatever a client posts.
-fn predict_in_chunks(published: &Published, rows: &Rows, batch_rows_max: usize) -> Result<Predictions, FoldError> {
+fn predict_in_chunks(
+    published: &Published,
+    rows: &Rows,
+    watched: &[usize],
+    batch_rows_max: usize,
+) -> Result<(Predictions, Vec<f32>), FoldError> {
     let mut starts = (0..rows.count).step_by(batch_rows_max.max(1));
     let chunk = |start: usize| rows.slice(start..rows.count.min(start + batch_rows_max.max(1)));
-    let mut predictions = published.snapshot.predict(&chunk(starts.next().unwrap_or(0)))?;
+    let (mut predictions, mut states) = published.snapshot.predict_watched(&chunk(starts.next().unwrap_or(0)), watched)?;
     for start in starts {
-        predictions.append(published.snapshot.predict(&chunk(start))?);
+        let (further, more) = published.snapshot.predict_watched(&chunk(start), watched)?;
+        predictions.append(further);
+        states.extend(more);
     }
-    Ok(predictions)
+    Ok((predictions, states))
 }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::blobs::Blobs;
 use super::checkpoint::{self, CheckpointError, Loaded};
 use super::decision::{Decision, Planned, What};
 use super::kind::{Given, Kind};
@@ -24,6 +25,7 @@ pub(super) struct Recovery {
     pub(super) name: String,
     pub(super) record: Record,
     pub(super) stream: Arc<Stream>,
+    pub(super) blobs: Blobs,
 }
 
 /// A fold where its state stands, and what a driver goes on with.
@@ -55,7 +57,8 @@ impl Recovery {
         let spec = &self.record.spec;
         let window = spec.overload.window(self.ground.settings.lag_rows_max);
         let queued_bytes = queued_bytes_max(&self.stream.schema, window);
-        Given { settings: &spec.settings, schema: &self.stream.schema, queued_bytes, may_skip: spec.overload.may_skip() }
+        let (schema, may_skip) = (&self.stream.schema, spec.overload.may_skip());
+        Given { settings: &spec.settings, schema, queued_bytes, may_skip, blobs: Some(&self.blobs) }
     }
 
     /// A new model's fold, at its origin.

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 
 use super::attempt::Attempt;
+use super::blobs::{self, Blobs};
 use super::budget::{Overcommitted, Shared};
 use super::checkpoint;
 use super::decision::{Decision, Planned, What};
@@ -18,6 +19,7 @@ use super::live::{ChangeError, Command, Live};
 use super::share::Claim;
 use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
+use crate::disk::is_sync_failure;
 use crate::fold::{BelowMinimum, Sequence, Version};
 use crate::limits;
 use crate::stream::log::{Entry, LogError};
@@ -39,6 +41,14 @@ pub enum RegistryError {
         stream: String,
         /// Their names.
         models: String,
+    },
+    /// It judges the queries of others.
+    #[error("model `{model}` judges the queries of {guarded}: take it from there first")]
+    Guards {
+        /// Which.
+        model: String,
+        /// Their names.
+        guarded: String,
     },
     /// The name, or a number of models, is not allowed.
     #[error("{0}")]
@@ -122,6 +132,7 @@ impl Models {
         let shared = Mutex::new(Shared::read(streams.log())?);
         let models = Models { ground, streams, kinds, running: RwLock::default(), shared, changing: Mutex::default() };
         models.resume_all()?;
+        models.recall_guards()?;
         Ok(models)
     }
 
@@ -191,6 +202,29 @@ impl Models {
         Ok(live)
     }
 
+    /// Keeps bytes that a decision of a model is going to name, and gives their name. They are on disk when this returns.
+    ///
+    /// # Errors
+    /// The model is gone, or the disk failed.
+    pub fn keep_blob(&self, live: &Live, bytes: &[u8]) -> Result<String, RegistryError> {
+        // Two requests with the same bytes would write one file, and a deletion may be under way.
+        let _changing = self.changing.lock();
+        if self.get(&live.name)?.id != live.id {
+            return Err(RegistryError::NotFound(live.name.clone()));
+        }
+        self.blobs(live.id).keep(bytes).map_err(|error| {
+            if is_sync_failure(&error) {
+                self.ground.end(&error);
+            }
+            ModelError::Checkpoint(error.into()).into()
+        })
+    }
+
+    /// The blobs of the model with this id.
+    pub(super) fn blobs(&self, id: u32) -> Blobs {
+        Blobs::new(self.ground.disk.clone(), &self.ground.folder.path, id)
+    }
+
     /// The model of this name.
     pub fn get(&self, name: &str) -> Result<Arc<Live>, RegistryError> {
         let running = self.running.read();
@@ -210,6 +244,10 @@ impl Models {
     /// Ends a model and forgets its state, its decisions and its checkpoints.
     pub fn delete(&self, name: &str) -> Result<(), RegistryError> {
         let _changing = self.changing.lock();
+        let guarded = self.wards_of(name);
+        if !guarded.is_empty() {
+            return Err(RegistryError::Guards { model: name.to_owned(), guarded: guarded.join(", ") });
+        }
         let running = self.running.write().remove(name);
         let Running { live, thread } = running.ok_or_else(|| RegistryError::NotFound(name.to_owned()))?;
         drop(live.commands.send(Command::Abandon));
@@ -217,10 +255,14 @@ impl Models {
         self.ground.metrics.remove_model(name);
         self.ground.release(&live.stream, live.id);
         let shared = self.shared.lock().clone().without(live.id);
-        self.ground.committer.commit(vec![Entry::DeleteModel { model: live.id }, shared.entry()?])?;
+        let mut entries = vec![Entry::DeleteModel { model: live.id }, shared.entry()?];
+        if live.guard.load().is_some() {
+            entries.push(self.guards_with(&live, None)?);
+        }
+        self.ground.committer.commit(entries)?;
         *self.shared.lock() = shared;
-        let folder = checkpoint::folder(&self.ground.folder.path, live.id);
-        let removed = self.ground.disk.remove_dir(&folder);
+        let folders = [checkpoint::folder, blobs::folder].map(|folder| folder(&self.ground.folder.path, live.id));
+        let removed = folders.iter().try_for_each(|folder| self.ground.disk.remove_dir(folder));
         let removed = removed.and_then(|()| Attempt::remove(self.ground.disk.as_ref(), &self.ground.folder.path, live.id));
         removed.map_err(|error| ModelError::Checkpoint(error.into()))?;
         live.note(Kind::ModelDeleted, live.status_lent().version, "deleted".to_owned());

@@ -17,8 +17,9 @@ pub mod loss;
 pub mod optimiser;
 pub mod random;
 pub(crate) mod tensor;
+mod view;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 pub use architecture::{Architecture, LayerSpec};
 pub use build::ArchitectureError;
@@ -29,6 +30,7 @@ pub use loss::{Evaluated, Loss, Targets};
 pub use optimiser::Optimiser;
 pub(crate) use tensor::tensor as tensor_of;
 pub use tensor::{deep_copy, is_finite};
+pub use view::{View, Watchable};
 
 /// A list of layers whose shapes fit each other, and what it is to minimise.
 #[derive(Debug)]
@@ -104,13 +106,7 @@ impl Network {
     /// The outputs for `input`, `[rows, outputs]`: with as many rows, the bits that forwards in training give. `weights` are each layer's.
     /// The caller may keep `input`: its storage is only read.
     pub fn predict<'a>(&self, weights: impl IntoIterator<Item = &'a [Tensor]>, input: Tensor) -> Result<Tensor> {
-        let mut weights = weights.into_iter();
-        let mut tensors = vec![input];
-        for layer in &self.layers {
-            let weights = weights.next().ok_or_else(|| Error::Msg("there are fewer weights than layers".into()))?;
-            tensors = layer.predict(weights, tensors)?;
-        }
-        tensors.pop().ok_or_else(|| Error::Msg("the last layer gave nothing".into()))
+        Ok(self.predict_watched(weights, input, &[])?.0)
     }
 }
 

@@ -6,12 +6,16 @@ use std::path::Path;
 use axum::http::Method;
 use serde_json::{Value, json};
 
-use crate::contract::{Contract, Operation};
+use crate::contract::{Body, Contract, Operation};
 use crate::doors::{Doors, JSON};
 use crate::refusals::{Refusals, place};
 
 /// A detector's encoder, whose weights are not part of the repository.
 pub const ENCODER: &str = "squeezenet1.1";
+/// The detector that watches a live network, and so needs no encoder.
+const WATCHING: &str = "shapes-watch";
+/// What is asked of models, and of what there is, among the doors of detectors.
+const OF_ALL: [&str; 4] = ["list_detectors", "get_guard", "set_guard", "delete_guard"];
 
 /// The folder of the encoders' weights; none where they are not, and then nothing that needs one is asked.
 pub fn models() -> Option<String> {
@@ -28,10 +32,19 @@ pub fn with_models(folder: Option<&String>) -> Vec<(&'static str, &str)> {
     folder.map(|folder| ("models.dir", folder.as_str())).into_iter().collect()
 }
 
-/// Whether only an encoder makes it possible: the doors of detectors, and models of that kind.
-pub fn needs_encoder(operation: &Operation, body: &[u8]) -> bool {
-    let of_detectors = operation.said["tags"][0] == "detectors" && operation.id() != "list_detectors";
-    of_detectors || serde_json::from_slice::<Value>(body).is_ok_and(|spec| spec["kind"] == "detector")
+/// Whether only an encoder makes it possible: what the document tells of the doors of detectors, one body of theirs, and models of that kind.
+pub fn needs_encoder(operation: &Operation, body: Option<&Body>) -> bool {
+    let of_detectors = operation.said["tags"][0] == "detectors" && !OF_ALL.contains(&operation.id());
+    match body {
+        Some(body) if of_detectors => body.of() != WATCHING,
+        Some(body) => serde_json::from_slice::<Value>(&body.bytes).is_ok_and(|spec| spec["kind"] == "detector"),
+        None => of_detectors,
+    }
+}
+
+/// Whether the detector of this spec watches a live network.
+pub fn watches(spec: &Body) -> bool {
+    spec.of() == WATCHING
 }
 
 /// What is refused before an encoder is wanted.
@@ -44,6 +57,10 @@ pub async fn what_is_none(refusals: &mut Refusals<'_>, service: &Doors) {
         ("Upper", json!({ "encoder": ENCODER }), "invalid_detector"),
         ("points", json!({ "encoder": ENCODER }), "stream_exists"),
         ("new", json!({ "encoder": ENCODER, "stream": "nowhere" }), "unknown_stream"),
+        ("new", json!({ "encoder": ENCODER, "watches": "shapes" }), "invalid_detector"),
+        ("new", json!({ "watches": "nobody" }), "invalid_detector"),
+        ("new", json!({ "watches": "distance" }), "invalid_detector"),
+        ("new", json!({ "watches": "shapes", "layers": ["99.relu"] }), "invalid_model"),
     ] {
         let path = format!("/v1/detectors/{name}");
         refusals.refused(router, "create_detector", &path, &[JSON], body.to_string(), code).await;
@@ -57,6 +74,114 @@ pub fn shown(contract: &Contract, id: &str) -> (String, Vec<u8>) {
     let operation = contract.operation(id);
     let body = contract.bodies(operation).into_iter().next().unwrap();
     (place(contract, operation, Some(body.of())), body.bytes)
+}
+
+/// What goes to an operation under the name of an example.
+fn named(contract: &Contract, id: &str, name: &str) -> (String, Vec<u8>) {
+    let operation = contract.operation(id);
+    let body = contract.bodies(operation).into_iter().find(|body| body.name == name).unwrap();
+    (place(contract, operation, Some(body.of())), body.bytes)
+}
+
+/// Queries to `shapes` with the pictures that teach its detector: operation, path and body.
+async fn queries(contract: &Contract, service: &Doors) -> [(&'static str, String, String); 3] {
+    let rows: Value = serde_json::from_slice(&named(contract, "post_examples", WATCHING).1).unwrap();
+    let pictures: Vec<&Value> = rows["rows"].as_array().unwrap().iter().map(|row| &row["picture"]).collect();
+    let tensor = json!({ "name": "picture", "datatype": "BYTES", "shape": [pictures.len()], "data": pictures });
+    let (model, tensors) = ("/v2/models/shapes", json!({ "inputs": [tensor] }).to_string());
+    let rows: Vec<Value> = pictures.iter().map(|picture| json!({ "picture": picture })).collect();
+    [
+        ("predict", "/v1/models/shapes/predict".to_owned(), json!({ "rows": rows }).to_string()),
+        ("infer", format!("{model}/infer"), tensors.clone()),
+        ("infer_version", service.now(&format!("{model}/versions/now/infer")).await, tensors),
+    ]
+}
+
+/// `shapes` is guarded by the detector that watches it, before and after that has learned.
+pub async fn what_a_guard_refuses(refusals: &mut Refusals<'_>, service: &Doors) {
+    let (contract, router) = (refusals.contract, &service.router);
+    let (guard, refuse) = named(contract, "set_guard", "shapes");
+    refusals.refused(router, "set_guard", &guard, &[JSON], refuse.clone(), "detector_not_ready").await;
+    for detector in ["nobody", "distance"] {
+        let body = json!({ "detector": detector, "action": "flag" }).to_string();
+        refusals.refused(router, "set_guard", &guard, &[JSON], body, "invalid_guard").await;
+    }
+    let (examples, rows) = named(contract, "post_examples", WATCHING);
+    service.ask(&Method::POST, &format!("{examples}?wait=applied"), &[JSON], rows).await.expect(200);
+    service.ask(&Method::PUT, &guard, &[JSON], refuse).await.expect(200);
+    // The midpoint lies below the mean of the adversarial ones, and so below one of them.
+    for (id, path, body) in queries(contract, service).await {
+        refusals.refused(router, id, &path, &[JSON], body, "input_flagged").await;
+    }
+    for (id, kind) in [("delete_detector", "detectors"), ("delete_model", "models")] {
+        refusals.refused(router, id, &format!("/v1/{kind}/{WATCHING}"), &[], "", "detector_in_use").await;
+    }
+}
+
+/// A detector that keeps fewer rows than its rate needs has no threshold once it has adopted anew.
+pub async fn what_a_guard_cannot_judge(refusals: &mut Refusals<'_>, service: &Doors) {
+    let (contract, router) = (refusals.contract, &service.router);
+    let (guard, rows) = ("/v1/models/shapes/guard", named(contract, "post_examples", WATCHING).1);
+    let spec = json!({ "watches": "shapes", "kept_rows": 4, "threshold": { "mode": "conformal", "target_fpr": 0.2 } });
+    service.put("/v1/detectors/brief", &spec).await.expect(201);
+    for action in ["refuse", "flag"] {
+        for _ in 0..2 {
+            let path = "/v1/detectors/brief/examples?wait=applied";
+            service.ask(&Method::POST, path, &[JSON], rows.clone()).await.expect(200);
+        }
+        service.put(guard, &json!({ "detector": "brief", "action": action })).await.expect(200);
+        // The network moves on: it would not adopt the version that it has.
+        let (lessons, body) = named(contract, "post_rows", "signs");
+        service.ask(&Method::POST, &format!("{lessons}?wait=applied&model=shapes"), &[JSON], body).await.expect(200);
+        service.ask(&Method::POST, "/v1/detectors/brief/adopt", &[], "").await.expect(200);
+        for (id, path, body) in queries(contract, service).await {
+            if action == "refuse" {
+                refusals.refused(router, id, &path, &[JSON], body, "detector_not_ready").await;
+                continue;
+            }
+            let answer = service.ask(&Method::POST, &path, &[JSON], body).await;
+            contract.hold(contract.operation(id), &answer);
+            let answer = answer.expect(200);
+            let told = if id == "predict" { &answer["guard"]["detector"] } else { &answer["parameters"]["guard_detector"] };
+            assert_eq!(told, "brief", "{answer}");
+            assert!(
+                answer["predictions"][0]["guard"].is_null() && answer["parameters"]["guard_flagged_rows"].is_null(),
+                "{answer}"
+            );
+        }
+    }
+    service.ask(&Method::DELETE, guard, &[], "").await.expect(204);
+    service.ask(&Method::DELETE, "/v1/detectors/brief", &[], "").await.expect(204);
+}
+
+/// What has adopted nothing, or is to adopt anew, when the network is gone or is another one by now.
+pub async fn what_has_lost_its_network(refusals: &mut Refusals<'_>, service: &Doors) {
+    let (contract, router) = (refusals.contract, &service.router);
+    let ask = async |id: &str, path: &str, body: &Value| {
+        let operation = contract.operation(id);
+        let answer = service.ask(&operation.method, path, &[JSON], body.to_string()).await;
+        contract.hold(operation, &answer);
+        answer
+    };
+    let watching = ask("get_detector", &format!("/v1/detectors/{WATCHING}"), &Value::Null).await.expect(200);
+    // As a model it is told nothing beside its spec.
+    let mut spec = watching["model"]["spec"].clone();
+    ask("create_model", "/v1/models/blind", &spec).await.expect(201);
+    let blind = "/v1/detectors/blind";
+    assert_eq!(ask("get_detector", blind, &Value::Null).await.expect(200)["adopted"], Value::Null);
+    spec.as_object_mut().unwrap().remove("kind");
+    spec["watches"] = json!("shapes");
+    ask("delete_model", "/v1/models/shapes", &Value::Null).await.expect(204);
+    let adopt = format!("/v1/detectors/{WATCHING}/adopt");
+    let other = json!({ "kind": "network", "stream": "signs", "network": { "architecture": "linear" } });
+    for code in ["not_found", "network_changed"] {
+        refusals.refused(router, "create_detector", blind, &[JSON], spec.to_string(), code).await;
+        refusals.refused(router, "adopt", &adopt, &[], "", code).await;
+        ask("create_model", "/v1/models/shapes", &other).await;
+    }
+    let (guard, refuse) = named(contract, "set_guard", "shapes");
+    refusals.refused(router, "set_guard", &guard, &[JSON], refuse, "invalid_guard").await;
+    ask("delete_detector", blind, &Value::Null).await.expect(204);
 }
 
 /// `photos` is asked before and after it has learned.
@@ -89,6 +214,7 @@ pub async fn what_contradicts_one(refusals: &mut Refusals<'_>, service: &Doors) 
     ] {
         refusals.refused(router, id, path, &[JSON], body.to_string(), code).await;
     }
+    refusals.refused(router, "adopt", "/v1/detectors/photos/adopt", &[], "", "invalid_change").await;
     let form = [("content-type", "multipart/form-data")];
     refusals.refused(router, "detect", &shown(contract, "detect").0, &form, "", "invalid_multipart").await;
     what_makes_none(refusals, service).await;

@@ -7,9 +7,12 @@ pub(super) mod detect;
 mod evaluate;
 pub(super) mod moderations;
 mod pictures;
+mod watching;
 
 pub(super) use detect::detect;
 pub(super) use evaluate::evaluate;
+use watching::Frozen;
+pub(super) use watching::{adopt, watched_model};
 
 use std::any::Any;
 use std::sync::Arc;
@@ -30,9 +33,9 @@ use super::streams::{self, BatchQuery};
 use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
 use crate::method::nearside::calibration::Mode;
-use crate::method::nearside::kind::{CarriedFrom, KIND, complete};
+use crate::method::nearside::kind::{CarriedFrom, KIND, complete, complete_watching};
 use crate::method::nearside::map::PAIRS_MIN;
-use crate::method::nearside::{DetectorSnapshot, Judging};
+use crate::method::nearside::{DetectorSnapshot, Judging, Setting};
 use crate::model::live::Live;
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
@@ -50,17 +53,51 @@ pub(super) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let body: Map<String, Value> = request::json(&headers, body, app.body_limits).await?;
-    app.blocking(move |app| made(app, &name, body)).await
+    made(&app, name, body).await
 }
 
-fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response, Problem> {
-    let invalid = |detail: String| Problem::unprocessable("invalid_detector", detail);
+/// Makes a detector. One of a live network adopts the newest version, if it has adopted none.
+async fn made(app: &Arc<App>, name: String, body: Map<String, Value>) -> Result<Response, Problem> {
+    let (live, created, frozen) = app.blocking(move |app| created(app, &name, body)).await?;
+    if let Some(frozen) = frozen {
+        watching::look_through(app, &live, frozen).await?;
+    }
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(view(&live))).into_response())
+}
+
+fn invalid(detail: String) -> Problem {
+    Problem::unprocessable("invalid_detector", detail)
+}
+
+/// The picture that is looked at, and the version of a live network that is to be adopted; completes the body by what it leaves out.
+fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field, Option<Frozen>), Problem> {
+    match (body.get("encoder"), body.get("watches")) {
+        (Some(Value::String(encoder)), None) => {
+            let encoder = Source::find(encoder).map_err(|error| invalid(error.to_string()))?;
+            complete(body, encoder);
+            Ok((Field::Image { name: "image".into(), side: encoder.side }, None))
+        }
+        (None, Some(Value::String(parent))) => {
+            let watched = watching::watched(app, name, parent)?;
+            let column = watched.schema.fields.first().map(|field| field.name().to_owned()).unwrap_or_default();
+            let field = Field::Image { name: column, side: watched.side().map_err(invalid)? };
+            complete_watching(body, &watched).map_err(invalid)?;
+            body.insert("watches".into(), json!(watched));
+            Ok((field, watching::first(app, name, &watched)?))
+        }
+        _ => Err(invalid("encoder or watches: the name of what is looked at, an encoder or a live network".into())),
+    }
+}
+
+/// A detector that is made or was there, which of the two, and what it is to adopt.
+type Created = (Arc<Live>, bool, Option<Frozen>);
+
+fn created(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Created, Problem> {
     if body.contains_key("kind") {
         return Err(invalid("kind: a detector's is `detector`, and not to be said".into()));
     }
-    let encoder = body.get("encoder").and_then(Value::as_str).ok_or_else(|| invalid("encoder: its name is missing".into()))?;
-    let encoder = Source::find(encoder).map_err(|error| invalid(error.to_string()))?;
-    complete(&mut body, encoder);
+    let (field, frozen) = sight(app, name, &mut body)?;
     body.insert("kind".into(), KIND.into());
     let own = !body.contains_key("stream");
     if own {
@@ -68,7 +105,7 @@ fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response,
     }
     let spec: ModelSpec = serde_json::from_value(Value::Object(body)).map_err(|error| invalid(error.to_string()))?;
     let stream_is_new = own
-        && match app.streams.create(name, schema(encoder)) {
+        && match app.streams.create(name, schema(field)) {
             Ok((_, created)) => created,
             Err(StreamError::Invalid(reason)) => return Err(invalid(reason)),
             Err(error) => return Err(error.into()),
@@ -79,20 +116,19 @@ fn made(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Response,
         app.models.delete_stream(name).ok();
         app.metrics.remove_stream(name);
     }
-    let (live, created) = made.map_err(|error| match error {
+    let (live, is_new) = made.map_err(|error| match error {
         RegistryError::Stream(StreamError::NotFound(stream)) => {
             Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`"))
         }
         error => error.into(),
     })?;
-    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(view(&live))).into_response())
+    Ok((live, is_new, frozen))
 }
 
-/// What a detector's own stream has: a picture of the side that the encoder reads, and its class.
-fn schema(encoder: &Source) -> Schema {
+/// What a detector's own stream has: a picture of the side that is looked at, and its class.
+fn schema(picture: Field) -> Schema {
     Schema {
-        fields: vec![Field::Image { name: "image".into(), side: encoder.side }],
+        fields: vec![picture],
         target: Some(Target::Classes { name: "label".into(), classes: Classes::Names(CLASSES.map(str::to_owned).into()) }),
         row_id: None,
         event_time: None,
@@ -154,7 +190,7 @@ pub(super) async fn calibrate(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
-    live.set(json!(mode)).await?;
+    live.set(json!(Setting::Threshold(mode))).await?;
     Ok(Json(view(&live)))
 }
 
@@ -192,6 +228,10 @@ pub(super) async fn transfer(
         );
         return Err(Problem::unprocessable("invalid_detector", detail));
     }
+    if watching::of(&live).is_some() {
+        let detail = format!("`{}` watches a live network: a direction is carried over from an encoder", live.name);
+        return Err(Problem::unprocessable("invalid_detector", detail));
+    }
     if snapshot.learned.contains(&0) {
         return Err(not_ready(&live, "its direction needs examples of both classes"));
     }
@@ -215,7 +255,7 @@ pub(super) async fn transfer(
         ("carried".to_owned(), json!(from)),
     ]);
     spec.extend(blocks.map(|blocks| ("blocks".to_owned(), json!(blocks))));
-    app.blocking(move |app| made(app, &carried, spec)).await
+    made(&app, carried, spec).await
 }
 
 /// A detector that has failed before it could answer anything.
@@ -229,8 +269,9 @@ fn not_ready(live: &Live, reason: &str) -> Problem {
 }
 
 /// What a threshold that is not there yet waits for.
-fn waits_for(judging: &Judging) -> String {
+pub(super) fn waits_for(judging: &Judging) -> String {
     match judging.mode {
+        _ if judging.blind => "it has adopted no version of the network that it watches: POST its `adopt`".to_owned(),
         Mode::Conformal { .. } if !judging.directed => {
             format!(
                 "it has no direction yet: that needs examples of both classes, or {PAIRS_MIN} benign ones where it is carried over"
@@ -253,12 +294,17 @@ fn view(live: &Live) -> Value {
         // As long as the states are wide; the model's spec has it.
         carried.remove("difference");
     }
+    if let Some(watches) = settings.get_mut("watches") {
+        // Its network and its schema stand there too.
+        *watches = watches["model"].take();
+    }
     json!({
         "id": live.name,
         "object": "detector",
         "stream": live.stream.name,
         "settings": settings,
         "version": published.version,
+        "adopted": snapshot.as_ref().and_then(|snapshot| snapshot.watching.as_ref()).map(|watching| &watching.adopted),
         "examples": snapshot.as_ref().map(|snapshot| {
             let [benign, adversarial] = snapshot.learned;
             json!({ "benign": benign, "adversarial": adversarial, "held_out": snapshot.judging.calibration_rows })

@@ -43,7 +43,8 @@ impl Sent {
     ) -> Result<Sent, Problem> {
         let count = pictures.len();
         if count == 0 || count > DETECT_PICTURES_MAX {
-            let detail = format!("{count} pictures, 1 to {DETECT_PICTURES_MAX} are looked at at once");
+            let amount = if count == 0 { "no" } else { "too many" };
+            let detail = format!("{amount} pictures: 1 to {DETECT_PICTURES_MAX} are looked at at once");
             return Err(Problem::unprocessable("invalid_pictures", detail));
         }
         let (mut decoder, mut features, mut places) = (Pictures::new(side), Vec::new(), Vec::with_capacity(count));

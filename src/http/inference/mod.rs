@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::body;
-use super::predict::ask;
+use super::predict::ask_guarded;
 use super::problem::Problem;
 use crate::model::live::Live;
 use crate::rows::Element;
@@ -92,10 +92,10 @@ pub(super) async fn infer(
         Ok((request.asked, rows))
     };
     let (asked, rows) = app.blocking(read).await?;
-    let answer = ask(&app, &live, rows, began).await?;
+    let (answer, judged) = ask_guarded(&app, &live, rows, began).await?;
     // A newer snapshot may have come between.
     path.check(&answer.version.to_string())?;
-    app.blocking(move |_| outputs::answer(&live, &answer, &asked)).await
+    app.blocking(move |_| outputs::answer(&live, &answer, judged.as_ref(), &asked)).await
 }
 
 /// The model that a path names, and its version where it names one.

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::super::guard::Judged;
 use super::super::predict::argmax;
 use super::super::problem::Problem;
 use super::request::HEAD_BYTES;
@@ -107,7 +108,26 @@ struct Head<'a> {
     model_version: Version,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Flagged<'a>>,
     outputs: Vec<Described<'a>>,
+}
+
+/// What the model's guard says; the protocol's parameters are texts, numbers and truths, so rows are listed in a text.
+#[derive(Serialize)]
+struct Flagged<'a> {
+    guard_detector: &'a str,
+    /// The numbers of the rows that it flags, such as `0,3`; none where it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard_flagged_rows: Option<String>,
+}
+
+impl<'a> Flagged<'a> {
+    fn new(judged: &'a Judged) -> Flagged<'a> {
+        let flagged = judged.rows.iter().enumerate().filter(|(_, row)| row.flagged).map(|(row, _)| row.to_string());
+        let guard_flagged_rows = (!judged.rows.is_empty()).then(|| flagged.collect::<Vec<_>>().join(","));
+        Flagged { guard_detector: &judged.detector, guard_flagged_rows }
+    }
 }
 
 #[derive(Serialize)]
@@ -127,7 +147,7 @@ struct BinarySize {
 }
 
 /// The answer: a JSON head, and the bytes of those outputs that are wanted so.
-pub(super) fn answer(live: &Live, answer: &Answer, asked: &Asked) -> Result<Response, Problem> {
+pub(super) fn answer(live: &Live, answer: &Answer, judged: Option<&Judged>, asked: &Asked) -> Result<Response, Problem> {
     let all = outputs(&answer.predictions, &live.stream.schema);
     let (mut tail, mut described) = (Vec::new(), Vec::new());
     for (Output { name, shape, data }, as_bytes) in chosen(&all, asked)? {
@@ -140,7 +160,13 @@ pub(super) fn answer(live: &Live, answer: &Answer, asked: &Asked) -> Result<Resp
         let data_listed = (!as_bytes).then_some(data);
         described.push(Described { name, datatype: data.datatype(), shape, parameters, data: data_listed });
     }
-    let head = Head { model_name: &live.name, model_version: answer.version, id: asked.id.as_deref(), outputs: described };
+    let head = Head {
+        model_name: &live.name,
+        model_version: answer.version,
+        id: asked.id.as_deref(),
+        parameters: judged.map(Flagged::new),
+        outputs: described,
+    };
     let mut body = serde_json::to_vec(&head).map_err(|_| Problem::internal())?;
     if tail.is_empty() {
         return Ok(([(CONTENT_TYPE, "application/json")], body).into_response());

@@ -13,15 +13,17 @@ use serde_json::{Value, json};
 use super::calibration::{self, Kept, Mode, Threshold};
 use super::carried::{self, Carried, Origin, Worth};
 use super::eye::{self, Eye};
+use super::lessons::{self, Lessons};
 use super::logistic::{self, Logistic};
 use super::moments::{self, Moments, Spread};
+use super::parent::{Adoption, Parent};
 use super::probe::{self, Probe};
 use super::{BENIGN, Direction};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::check_learning_rate;
 use crate::fold::{
-    BelowMinimum, Change, Demand, Fold, FoldError, Label, Outcome, Predictions, ProposalError, Score, Snapshot, State, StateRef,
-    Step, Verdict,
+    BelowMinimum, Change, Demand, Fold, FoldError, Label, Outcome, Predictions, ProposalError, Score, Sequence, Snapshot, State,
+    StateRef, Step, Verdict,
 };
 use crate::ledger::{Guard, Ledger, Part};
 use crate::metrics::PlanFigures;
@@ -36,8 +38,12 @@ const SNAPSHOTS_MAX: usize = 2;
 /// What a detector is made of.
 #[derive(Clone)]
 pub struct Recipe {
-    /// What it watches.
+    /// What it watches; of a live network, what it sees before a version is adopted.
     pub eye: Arc<dyn Eye>,
+    /// The live network, if it is one.
+    pub(super) parent: Option<Parent>,
+    /// Rows of each class that are kept to be learned once more with a version that is adopted.
+    pub kept_rows: usize,
     /// How the direction is found.
     pub direction: Direction,
     /// Where it comes from, if it is carried over from another encoder; `direction` then means nothing.
@@ -106,6 +112,14 @@ impl Recipe {
         // copied while it changes.
         bytes[Part::Workspace as usize] = 4 * 4 * width * self.step_rows as u64 + (2 * moments).max(kept);
         bytes[Part::QueuedRows as usize] = self.queued_bytes;
+        if self.parent.is_some() {
+            let lessons = Lessons::bytes(self.kept_rows, self.row_bytes);
+            // Snapshots look through the versions that were adopted when they were made.
+            bytes[Part::Snapshots as usize] += SNAPSHOTS_MAX as u64 * self.eye.weight_bytes();
+            bytes[Part::Learner as usize] += lessons;
+            // A copy of the lessons, or weights that are being adopted, as they are read and as tensors.
+            bytes[Part::Workspace as usize] += lessons.max(2 * self.eye.weight_bytes());
+        }
         if let Some(Origin { eye, .. }) = &self.origin {
             let (source, target) = (eye.width(), self.eye.width());
             bytes[Part::Weights as usize] += eye.weight_bytes() + 4 * width;
@@ -164,6 +178,19 @@ struct Values {
     /// Of the logistic regression, if there is one.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     logistic: Value,
+    /// The version of a live network that is looked through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adopted: Option<Adoption>,
+}
+
+/// What can be set of a detector while it lives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setting {
+    /// Where the threshold comes from.
+    Threshold(Mode),
+    /// The version of the live network that is looked through from here on.
+    Adopt(Adoption),
 }
 
 /// Learns to tell adversarial rows from benign ones.
@@ -176,6 +203,9 @@ pub struct Detector {
     moments: Moments,
     logistic: Option<Logistic>,
     carried: Option<Carried>,
+    /// Of a detector that watches a live network.
+    lessons: Option<Lessons>,
+    adopted: Option<Adoption>,
     kept: Kept,
     mode: Mode,
     benign: u64,
@@ -212,6 +242,11 @@ impl Detector {
             moments: Moments::new(width, recipe.spread())?,
             logistic,
             carried: recipe.origin.clone().map(|origin| Carried::new(origin, width)).transpose()?,
+            lessons: match &recipe.parent {
+                Some(_) => Some(Lessons::new(recipe.kept_rows, recipe.row_bytes as usize)?),
+                None => None,
+            },
+            adopted: None,
             kept: Kept::new(recipe.calibration_rows, width)?,
             mode: recipe.mode,
             benign: 0,
@@ -251,6 +286,81 @@ impl Detector {
         })
     }
 
+    /// Whether nothing can be seen yet: the live network that is watched has not been adopted at any version.
+    fn is_blind(&self) -> bool {
+        self.recipe.parent.is_some() && self.adopted.is_none()
+    }
+
+    /// Looks at rows, scores them as the direction is, and learns them; also how many were held out.
+    fn study(&mut self, last: Sequence, rows: &Rows, classes: &[u32]) -> Result<(Verdict, u64, Score), FoldError> {
+        let width = self.recipe.eye.width();
+        let states = eye::states_on(&self.pool, self.plan.rows_at_once, &self.recipe.eye, rows)?;
+        let before = probe::predictions(&self.probe.scores(&states));
+        let mut score = Score::default();
+        for (row, &class) in classes.iter().enumerate() {
+            score.add(before.score(row, Label::Class(class)));
+        }
+        let state = |row: usize| &states[row * width..(row + 1) * width];
+        let (learned, held_out) = self.divide(classes);
+        let mut verdict = Verdict::Learned;
+        if let Some(logistic) = &mut self.logistic {
+            let learned_states: Vec<f32> = learned.iter().flat_map(|&row| state(row)).copied().collect();
+            let learned_classes = learned.iter().map(|&row| classes[row]).collect();
+            verdict = logistic.learn(last, &learned_states, learned_classes)?.unwrap_or(verdict);
+        }
+        if matches!(verdict, Verdict::Quarantined(_)) {
+            return Ok((verdict, 0, Score::default()));
+        }
+        self.moments.take_in(learned.iter().map(|&row| (state(row), classes[row])))?;
+        self.kept.push(held_out.iter().filter(|&&row| classes[row] == BENIGN).map(|&row| state(row)))?;
+        if let Some(carried) = &mut self.carried {
+            let sources = eye::states_on(&self.pool, self.plan.rows_at_once, &carried.origin.eye, &rows.gather(&learned))?;
+            let source_width = carried.origin.eye.width().max(1);
+            carried.take_in(sources.chunks_exact(source_width), learned.iter().map(|&row| state(row)))?;
+        }
+        Ok((verdict, held_out.len() as u64, score))
+    }
+
+    /// Looks through another version of the live network from here on. States of the former one mean nothing in it, so all begins anew,
+    /// with the rows that are kept.
+    fn adopt(&mut self, adoption: &Adoption) -> Result<(), FoldError> {
+        self.look_through(adoption)?;
+        let width = self.recipe.eye.width();
+        self.moments = Moments::new(width, self.recipe.spread())?;
+        self.kept = Kept::new(self.recipe.calibration_rows, width)?;
+        self.benign = 0;
+        if let Some(logistic) = self.recipe.logistic(self.pool.threads())? {
+            let learning_rate = self.learning_rate();
+            // The former one goes first: the plan has the bytes of one.
+            self.logistic = None;
+            let mut fresh = Logistic::new(logistic, self.pool.clone())?;
+            if let Some(learning_rate) = learning_rate {
+                fresh.trainer().execute(&Change::LearningRate(learning_rate))?;
+            }
+            self.logistic = Some(fresh);
+        }
+        self.direct()?;
+        let rows = self.lessons.as_ref().map(Lessons::rows).transpose()?.unwrap_or_default();
+        let Some(Target::Classes(classes)) = &rows.target else { return Ok(()) };
+        let part = |part: Part| self.ledger.take(part, self.bytes[part as usize]);
+        let _working = [part(Part::Activations), part(Part::Workspace)];
+        for start in (0..rows.count).step_by(self.recipe.step_rows) {
+            let end = rows.count.min(start + self.recipe.step_rows);
+            // Of what is refused nothing is learned, as of a step that came just now.
+            self.study(end as Sequence, &rows.slice(start..end), &classes[start..end])?;
+        }
+        self.direct()
+    }
+
+    fn look_through(&mut self, adoption: &Adoption) -> Result<(), FoldError> {
+        let Some(parent) = &self.recipe.parent else {
+            return Err(FoldError::Contract("a detector of a frozen encoder adopts no version".into()));
+        };
+        self.recipe.eye = Arc::new(parent.adopt(adoption)?);
+        self.adopted = Some(adoption.clone());
+        Ok(())
+    }
+
     /// None where nothing could be judged by it: without a direction every score is the same, and everything would pass.
     fn threshold(&self) -> Result<Option<Threshold>, FoldError> {
         Ok(match self.mode {
@@ -267,36 +377,17 @@ impl Fold for Detector {
         let Some(Target::Classes(classes)) = &step.rows.target else {
             return Err(FoldError::Contract("rows without classes cannot be learned".into()));
         };
-        let width = self.recipe.eye.width();
         let part = |part: Part| self.ledger.take(part, self.bytes[part as usize]);
         let _working = [part(Part::Activations), part(Part::Workspace)];
-        let states = eye::states_on(&self.pool, self.plan.rows_at_once, &self.recipe.eye, &step.rows)?;
-        let before = probe::predictions(&self.probe.scores(&states));
-        let mut score = Score::default();
-        for (row, &class) in classes.iter().enumerate() {
-            score.add(before.score(row, Label::Class(class)));
+        if let Some(lessons) = &mut self.lessons {
+            lessons.push(&step.rows, classes)?;
         }
-        let state = |row: usize| &states[row * width..(row + 1) * width];
-        let (learned, held_out) = self.divide(classes);
-        let mut verdict = Verdict::Learned;
-        if let Some(logistic) = &mut self.logistic {
-            let learned_states: Vec<f32> = learned.iter().flat_map(|&row| state(row)).copied().collect();
-            let learned_classes = learned.iter().map(|&row| classes[row]).collect();
-            verdict = logistic.learn(step.last, &learned_states, learned_classes)?.unwrap_or(verdict);
-        }
-        let refused = matches!(verdict, Verdict::Quarantined(_));
-        let (learned, held_out) = if refused { (Vec::new(), Vec::new()) } else { (learned, held_out) };
-        self.moments.take_in(learned.iter().map(|&row| (state(row), classes[row])))?;
-        self.kept.push(held_out.iter().filter(|&&row| classes[row] == BENIGN).map(|&row| state(row)))?;
-        if let Some(carried) = &mut self.carried {
-            let sources = eye::states_on(&self.pool, self.plan.rows_at_once, &carried.origin.eye, &step.rows.gather(&learned))?;
-            let source_width = carried.origin.eye.width().max(1);
-            carried.take_in(sources.chunks_exact(source_width), learned.iter().map(|&row| state(row)))?;
-        }
+        // What is only kept now is learned when a version is adopted.
+        let (verdict, held_out, score) =
+            if self.is_blind() { (Verdict::Learned, 0, Score::default()) } else { self.study(step.last, &step.rows, classes)? };
         self.direct()?;
-        let (ordinal, rows, held_out) = (self.ordinal, step.rows.count as u64, held_out.len() as u64);
+        let (ordinal, rows) = (self.ordinal, step.rows.count as u64);
         self.ordinal += 1;
-        let score = if refused { Score::default() } else { score };
         outcomes.push(Outcome { ordinal, last: step.last, rows, held_out, verdict, score });
         Ok(())
     }
@@ -315,15 +406,25 @@ impl Fold for Detector {
             Change::LearningRate(_) if self.logistic.is_none() => Err("only the logistic direction has a learning rate".into()),
             Change::LearningRate(learning_rate) => check_learning_rate(*learning_rate),
             Change::Setting(value) => {
-                let mode: Mode = serde_json::from_value(value.clone()).map_err(|error| format!("no threshold: {error}"))?;
-                self.recipe.check(mode)?;
-                let (rows, needed) = (self.kept.len(), mode.rows_needed());
-                if rows < needed {
-                    return Err(format!(
-                        "{rows} benign rows are held out, and this rate needs {needed}: post more benign examples"
-                    ));
+                match serde_json::from_value(value.clone()).map_err(|error| format!("nothing that can be set: {error}"))? {
+                    Setting::Threshold(mode) => {
+                        self.recipe.check(mode)?;
+                        let (rows, needed) = (self.kept.len(), mode.rows_needed());
+                        if rows < needed {
+                            return Err(format!(
+                                "{rows} benign rows are held out, and this rate needs {needed}: post more benign examples"
+                            ));
+                        }
+                        Ok(())
+                    }
+                    Setting::Adopt(adoption) if self.adopted.as_ref().is_some_and(|adopted| adopted.is_newer_than(&adoption)) => {
+                        Err(format!("version {} is older than the one that is looked through", adoption.version))
+                    }
+                    Setting::Adopt(adoption) => match &self.recipe.parent {
+                        Some(parent) => parent.adopt(&adoption).map(drop).map_err(|error| error.to_string()),
+                        None => Err("a detector of a frozen encoder adopts no version".into()),
+                    },
                 }
-                Ok(())
             }
         }
     }
@@ -332,7 +433,10 @@ impl Fold for Detector {
         let misread = |error: serde_json::Error| FoldError::Contract(format!("a decision is not of a detector: {error}"));
         match change {
             Change::Plan(plan) => self.follow(serde_json::from_value(plan.clone()).map_err(misread)?)?,
-            Change::Setting(value) => self.mode = serde_json::from_value(value.clone()).map_err(misread)?,
+            Change::Setting(value) => match serde_json::from_value(value.clone()).map_err(misread)? {
+                Setting::Threshold(mode) => self.mode = mode,
+                Setting::Adopt(adoption) => self.adopt(&adoption)?,
+            },
             Change::LearningRate(_) => match &mut self.logistic {
                 Some(logistic) => logistic.trainer().execute(change)?,
                 None => return Err(FoldError::Contract("this direction has no learning rate".into())),
@@ -355,6 +459,7 @@ impl Fold for Detector {
             eye: self.recipe.eye.clone(),
             probe: self.probe.clone(),
             judging: Arc::new(Judging {
+                blind: self.is_blind(),
                 directed: self.probe.is_directed(),
                 threshold: self.threshold()?,
                 mode: self.mode,
@@ -363,7 +468,12 @@ impl Fold for Detector {
             worth: self.carried.as_ref().map(|carried| carried.worth),
             means: self.moments.means()?,
             learned: self.moments.counts,
-            _held: self.ledger.take(Part::Snapshots, DetectorSnapshot::bytes(self.recipe.eye.width() as u64)),
+            watching: self
+                .adopted
+                .clone()
+                .zip(self.recipe.parent.as_ref())
+                .map(|(adopted, parent)| Watching { adopted, places: parent.places.clone() }),
+            _held: self.ledger.take(Part::Snapshots, self.bytes[Part::Snapshots as usize] / SNAPSHOTS_MAX as u64),
         };
         let snapshot = Arc::new(snapshot);
         self.issued.push(Arc::downgrade(&snapshot));
@@ -376,6 +486,9 @@ impl Fold for Detector {
         tensors.insert(calibration::NAME.to_owned(), self.kept.tensor());
         if let Some(carried) = &self.carried {
             tensors.extend(carried::NAMES.map(str::to_owned).into_iter().zip(carried.tensors()));
+        }
+        if let Some(lessons) = &self.lessons {
+            tensors.extend(lessons::NAMES.map(str::to_owned).into_iter().zip(lessons.tensors()));
         }
         let mut of_logistic = Value::Null;
         if let Some(logistic) = &self.logistic {
@@ -392,6 +505,7 @@ impl Fold for Detector {
             held_out: self.kept.seen,
             carried: self.carried.as_ref().map(|carried| (carried.seen(), carried.worth)),
             logistic: of_logistic,
+            adopted: self.adopted.clone(),
         };
         let values = serde_json::to_value(values).map_err(|error| FoldError::Contract(error.to_string()))?;
         Ok(StateRef { tensors, values })
@@ -412,6 +526,10 @@ impl Fold for Detector {
             let [sources, targets, direction] = carried::NAMES.map(&mut take);
             carried.restore(seen, worth, [sources?, targets?, direction?]).map_err(FoldError::Contract)?;
         }
+        if let Some(lessons) = &mut self.lessons {
+            let [rows, classes] = lessons::NAMES.map(&mut take);
+            lessons.restore([rows?, classes?]).map_err(FoldError::Contract)?;
+        }
         if let Some(logistic) = &mut self.logistic {
             let inner = std::mem::take(&mut tensors).into_iter();
             let named = |(name, tensor): (String, _)| (name.strip_prefix(LOGISTIC).unwrap_or(&name).to_owned(), tensor);
@@ -419,6 +537,9 @@ impl Fold for Detector {
         }
         if let Some(name) = tensors.keys().next() {
             return Err(FoldError::Contract(format!("this state has {name}, which a detector of this direction lacks")));
+        }
+        if let Some(adopted) = &values.adopted {
+            self.look_through(adopted)?;
         }
         (self.ordinal, self.mode, self.benign) = (values.ordinal, values.mode, values.benign);
         self.follow(values.plan)?;
@@ -471,6 +592,8 @@ const LOGISTIC: &str = "logistic.";
 /// How the scores of a detector are judged.
 #[derive(Clone, Copy, Debug)]
 pub struct Judging {
+    /// Whether a live network is watched, and no version of it adopted yet.
+    pub blind: bool,
     /// Whether there is a direction yet.
     pub directed: bool,
     /// Above which inputs are called adversarial; none until it can be had.
@@ -479,6 +602,15 @@ pub struct Judging {
     pub mode: Mode,
     /// Held-out benign rows that are kept.
     pub calibration_rows: usize,
+}
+
+/// What a detector of a live network looks at.
+#[derive(Clone, Debug)]
+pub struct Watching {
+    /// The version of the network that it looks through.
+    pub adopted: Adoption,
+    /// The places of the layers whose states it reads.
+    pub places: Arc<[usize]>,
 }
 
 /// A frozen detector, shared by any number of readers.
@@ -494,6 +626,8 @@ pub struct DetectorSnapshot {
     pub means: [Vec<f64>; 2],
     /// Rows that were learned of each class.
     pub learned: [u64; 2],
+    /// Of a live network; none while no version of it is adopted.
+    pub watching: Option<Watching>,
     _held: Guard,
 }
 
@@ -517,6 +651,10 @@ impl DetectorSnapshot {
 
 impl Snapshot for DetectorSnapshot {
     fn predict(&self, rows: &Rows) -> Result<Predictions, FoldError> {
+        if !self.probe.is_directed() {
+            // Whatever there is to see says nothing yet, and of a live network there may be nothing.
+            return Ok(probe::predictions(&vec![self.probe.bias; rows.count]));
+        }
         Ok(probe::predictions(&self.probe.scores(&self.eye.states(rows)?)))
     }
 
@@ -532,6 +670,8 @@ impl Snapshot for DetectorSnapshot {
 pub fn fold_of_states(direction: Direction, width: usize, seed: u64, pool: Pool) -> Result<Detector, FoldError> {
     let recipe = Recipe {
         eye: Arc::new(eye::Given { width }),
+        parent: None,
+        kept_rows: 0,
         direction,
         origin: None,
         held_out_every: 0,

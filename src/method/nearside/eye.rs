@@ -160,6 +160,6 @@ impl Eye for Given {
     }
 }
 
-fn misfit(rows: &Rows) -> FoldError {
+pub(super) fn misfit(rows: &Rows) -> FoldError {
     FoldError::Contract(format!("these rows of {} bytes are not what the detector watches", rows.row_bytes()))
 }

@@ -9,12 +9,14 @@ use super::calibration::Mode;
 use super::carried::Origin;
 use super::detector::{Detector, Recipe};
 use super::eye::{EncoderEye, Eye};
+use super::parent::{Parent, Watched};
 use super::{Direction, logistic};
 use crate::encoder::shelf::{Shelf, Source};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::check_learning_rate;
 use crate::fold::Fold;
 use crate::limits;
+use crate::model::blobs::Blobs;
 use crate::model::kind::{Given, Kind, SpecError};
 use crate::rows::Element;
 use crate::stream::Schema;
@@ -26,15 +28,23 @@ pub(super) const STEP_ROWS: usize = 16;
 /// Where a spec does not say: every other benign row is held out, and the newest thousand of those are kept.
 const HELD_OUT_EVERY: u64 = 2;
 const CALIBRATION_ROWS: usize = 1000;
+/// Of each class, where a spec does not say: enough for a direction and for a rate of 1 % when half of the benign ones are held out.
+const KEPT_ROWS: usize = 256;
 
 /// What a spec of this kind says beside the common part.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
     /// The frozen encoder that is watched.
-    encoder: String,
+    encoder: Option<String>,
     /// The blocks whose states are read; by default those that did best (`mustela bench detect`).
     blocks: Option<Vec<String>>,
+    /// The live network that is watched; takes the place of `encoder`.
+    watches: Option<Watched>,
+    /// The layers whose states are read; by default the last hidden one.
+    layers: Option<Vec<String>>,
+    /// Rows of each class that are kept, to be learned once more with a version of the live network that is adopted.
+    kept_rows: Option<usize>,
     /// Logistic by default.
     direction: Option<Direction>,
     /// A direction that was found in another encoder's states; takes the place of `direction`.
@@ -80,19 +90,18 @@ pub struct DetectorKind {
 
 impl DetectorKind {
     fn recipe(&self, given: Given<'_>) -> Result<Recipe, SpecError> {
-        let Given { settings, schema, queued_bytes, .. } = given;
+        let Given { settings, schema, queued_bytes, blobs, .. } = given;
         let refused = SpecError::Settings;
         let settings: Settings = serde_json::from_value(Value::Object(settings.clone()))
-            .map_err(|error| refused(format!("kind `detector`: {error}")))?;
-        let encoder = self.shelf.get(&settings.encoder).map_err(|error| refused(error.to_string()))?;
-        let source = Source::find(&settings.encoder).map_err(|error| refused(error.to_string()))?;
-        check_schema(schema, source).map_err(refused)?;
-        let origin = settings.carried.map(|carried| self.origin(&carried)).transpose()?;
+            .map_err(|error| refused(format!("kind `{KIND}`: {error}")))?;
+        let Sight { eye, parent } = self.sight(&settings, schema, blobs)?;
+        let origin = settings.carried.as_ref().map(|carried| self.origin(carried)).transpose()?;
         if origin.is_some() && settings.direction.is_some() {
             return Err(refused("a direction is either carried over or found here: `carried` or `direction`".into()));
         }
-        let blocks = settings.blocks.unwrap_or_else(|| source.blocks());
-        let eye = EncoderEye::new(encoder, &blocks).map_err(refused)?;
+        if origin.is_some() && parent.is_some() {
+            return Err(refused("carried: a direction is carried over to an encoder, whose states stand still".into()));
+        }
         let direction = settings.direction.unwrap_or_default();
         match direction {
             _ if origin.is_some() => check_width(eye.width(), limits::CARRIED_WIDTH_MAX).map_err(refused)?,
@@ -114,8 +123,11 @@ impl DetectorKind {
             return Err(refused("held_out_every is 1: no benign row would be learned".into()));
         }
         let mode = settings.threshold.unwrap_or_default();
+        let kept_rows = within("kept_rows", settings.kept_rows.unwrap_or(KEPT_ROWS), limits::KEPT_ROWS_MAX)?;
         let recipe = Recipe {
-            eye: Arc::new(eye),
+            eye,
+            parent,
+            kept_rows,
             direction,
             origin,
             held_out_every,
@@ -131,6 +143,33 @@ impl DetectorKind {
         Ok(recipe)
     }
 
+    /// What is looked at.
+    fn sight(&self, settings: &Settings, schema: &Schema, blobs: Option<&Blobs>) -> Result<Sight, SpecError> {
+        let refused = SpecError::Settings;
+        match (&settings.encoder, &settings.watches) {
+            (Some(name), None) => {
+                if settings.layers.is_some() || settings.kept_rows.is_some() {
+                    return Err(refused("`layers` and `kept_rows` are of live networks: an encoder has `blocks`".into()));
+                }
+                let encoder = self.shelf.get(name).map_err(|error| refused(error.to_string()))?;
+                let source = Source::find(name).map_err(|error| refused(error.to_string()))?;
+                check_schema(schema, source.side, &format!("encoder `{name}`")).map_err(refused)?;
+                let blocks = settings.blocks.clone().unwrap_or_else(|| source.blocks());
+                Ok(Sight { eye: Arc::new(EncoderEye::new(encoder, &blocks).map_err(refused)?), parent: None })
+            }
+            (None, Some(watched)) => {
+                if settings.blocks.is_some() {
+                    return Err(refused("`blocks` are of encoders: a live network has `layers`".into()));
+                }
+                let side = watched.side().map_err(refused)?;
+                check_schema(schema, side, &format!("model `{}`", watched.model)).map_err(refused)?;
+                let parent = Parent::new(watched, settings.layers.as_deref(), blobs).map_err(refused)?;
+                Ok(Sight { eye: Arc::new(parent.blind()), parent: Some(parent) })
+            }
+            _ => Err(refused("a detector watches an `encoder`, or a live network (`watches`): one of the two".into())),
+        }
+    }
+
     fn origin(&self, carried: &CarriedFrom) -> Result<Origin, SpecError> {
         let refused = |reason: String| SpecError::Settings(format!("carried: {reason}"));
         let encoder = self.shelf.get(&carried.encoder).map_err(|error| refused(error.to_string()))?;
@@ -144,12 +183,17 @@ impl DetectorKind {
     }
 }
 
-/// Whether a detector can learn from rows of this schema.
-fn check_schema(schema: &Schema, source: &Source) -> Result<(), String> {
-    let (name, side) = (source.name, source.side);
+/// What a detector looks at, and the live network if it is one.
+struct Sight {
+    eye: Arc<dyn Eye>,
+    parent: Option<Parent>,
+}
+
+/// Whether a detector of what reads pictures of this side can learn from rows of this schema.
+fn check_schema(schema: &Schema, side: usize, of: &str) -> Result<(), String> {
     if schema.element() != Element::U8 || schema.input_shape() != [3, side, side] {
         return Err(format!(
-            "encoder `{name}` reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 \
+            "{of} reads pictures of side {side}: the stream needs one field of type image with that side, or a tensor of u8 \
              [3, {side}, {side}]"
         ));
     }
@@ -162,26 +206,38 @@ fn check_schema(schema: &Schema, source: &Source) -> Result<(), String> {
 
 fn check_width(width: usize, most: usize) -> Result<(), String> {
     if width > most {
-        return Err(format!("blocks: their states have {width} numbers, {most} are the most of this direction"));
+        return Err(format!("the states have {width} numbers, {most} are the most of this direction"));
     }
     Ok(())
 }
 
 /// Writes down what a spec leaves out, so that a data folder means the same under other defaults.
 pub fn complete(settings: &mut Map<String, Value>, source: &Source) {
-    let carried = settings.contains_key("carried");
-    let mut default = |key: &str, value: Value| {
+    complete_with(settings, [("blocks", json!(source.blocks()))]);
+}
+
+/// The same for a detector that watches a live network.
+///
+/// # Errors
+/// There is no such network.
+pub fn complete_watching(settings: &mut Map<String, Value>, watched: &Watched) -> Result<(), String> {
+    let layers = json!(Parent::new(watched, None, None)?.layers());
+    complete_with(settings, [("layers", layers), ("kept_rows", json!(KEPT_ROWS))]);
+    Ok(())
+}
+
+fn complete_with<const N: usize>(settings: &mut Map<String, Value>, own: [(&str, Value); N]) {
+    let direction = if settings.contains_key("carried") { None } else { Some(("direction", json!(Direction::default()))) };
+    let common = [
+        ("threshold", json!(Mode::default())),
+        ("held_out_every", json!(HELD_OUT_EVERY)),
+        ("calibration_rows", json!(CALIBRATION_ROWS)),
+        ("learning_rate", json!(logistic::LEARNING_RATE)),
+        ("step_rows", json!(STEP_ROWS)),
+    ];
+    for (key, value) in own.into_iter().chain(direction).chain(common) {
         settings.entry(key).or_insert(value);
-    };
-    default("blocks", json!(source.blocks()));
-    if !carried {
-        default("direction", json!(Direction::default()));
     }
-    default("threshold", json!(Mode::default()));
-    default("held_out_every", json!(HELD_OUT_EVERY));
-    default("calibration_rows", json!(CALIBRATION_ROWS));
-    default("learning_rate", json!(logistic::LEARNING_RATE));
-    default("step_rows", json!(STEP_ROWS));
 }
 
 impl Kind for DetectorKind {

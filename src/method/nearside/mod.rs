@@ -8,7 +8,8 @@
 //! An [`Eye`](eye::Eye) turns rows into hidden states (`eye`), running statistics of them (`moments`) or a logistic regression
 //! (`logistic`) give a linear score (`probe`), benign states that are held out give its threshold (`calibration`), and [`detector`] folds
 //! all of that over a stream. `carried` brings a direction
-//! over from another encoder by a [`map`]. [`kind`] makes detectors of specs.
+//! over from another encoder by a [`map`]. A live network is looked through at a version that is adopted ([`parent`]), and what was learned is
+//! learned once more (`lessons`) with the next one. [`kind`] makes detectors of specs.
 //!
 //! What differs from the paper, and why: states are means over positions of a block's channels, because an image encoder has no last
 //! token; a threshold can be held to a rate of false alarms; a direction is carried over without being centred
@@ -20,14 +21,16 @@ pub mod detector;
 pub mod evaluation;
 pub mod eye;
 pub mod kind;
+mod lessons;
 mod logistic;
 pub mod map;
 
 mod moments;
+pub mod parent;
 pub mod probe;
 
 pub use calibration::{Mode, Threshold};
-pub use detector::{Detector, DetectorSnapshot, Judging, fold_of_states};
+pub use detector::{Detector, DetectorSnapshot, Judging, Setting, fold_of_states};
 pub use probe::Probe;
 
 use serde::{Deserialize, Serialize};

@@ -7,8 +7,7 @@ use image::RgbImage;
 
 use crate::cli::Failure;
 use crate::encoder::{Encoded, Encoder, picture};
-use crate::network::layer::{GlobalAvgPool2d, Layer};
-use crate::network::{Network, Stash, deep_copy};
+use crate::network::{Network, Stash, View};
 
 /// What pictures' bytes are divided by before a live network reads them.
 const BYTES: f64 = 255.0;
@@ -122,40 +121,6 @@ impl Victim for Frozen {
     }
 }
 
-/// How a layer's output becomes a state.
-enum View {
-    /// The mean of each channel.
-    Means(GlobalAvgPool2d),
-    /// Itself, where it has no positions.
-    Whole,
-}
-
-impl View {
-    /// None for a layer that only lays numbers out anew.
-    fn of(layer: &dyn Layer) -> Option<View> {
-        match *layer.output_shape() {
-            [channels, height, width] => GlobalAvgPool2d::new([channels, height, width]).map(View::Means),
-            [_] if layer.name() != "flatten" => Some(View::Whole),
-            _ => None,
-        }
-    }
-
-    fn state(&self, output: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            View::Means(pool) => only(pool.predict(&[], vec![output.clone()])?),
-            // The next layer may work in the output's storage.
-            View::Whole => deep_copy(output),
-        }
-    }
-
-    fn backward(&self, by_state: Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            View::Means(pool) => only(pool.backward(&[], Stash::default(), vec![by_state], true)?.0),
-            View::Whole => Ok(by_state),
-        }
-    }
-}
-
 fn only(mut tensors: Vec<Tensor>) -> candle_core::Result<Tensor> {
     tensors.pop().ok_or_else(|| candle_core::Error::Msg("a layer gave nothing".to_owned()))
 }
@@ -207,9 +172,7 @@ impl Victim for Live {
     }
 
     fn blocks(&self) -> Vec<(String, usize)> {
-        let layers = self.network.layers.iter().zip(&self.views).enumerate();
-        let watched = layers.filter(|(_, (_, view))| view.is_some());
-        watched.map(|(place, (layer, _))| (format!("{place}.{}", layer.name()), layer.output_shape()[0])).collect()
+        self.network.watchable().into_iter().map(|layer| (layer.name, layer.width)).collect()
     }
 
     fn encode(&self, pixels: &Tensor, blocks: &[usize]) -> candle_core::Result<Encoded> {

@@ -157,7 +157,7 @@ fn read(schema: &Schema, path: &PathBuf) -> Result<Vec<Rows>, Failure> {
 fn follow(schema: &Schema, posts: &[Rows], seed: u64) -> Result<(Run, Run), Failure> {
     let kind = NetworkKind { pool: Pool::new(1, 0)?, step_rows: 1, objective: Objective::default() };
     let settings = settings(seed);
-    let recipe = kind.recipe(Given { settings: &settings, schema, queued_bytes: 0, may_skip: false })?;
+    let recipe = kind.recipe(Given { settings: &settings, schema, queued_bytes: 0, may_skip: false, blobs: None })?;
     let plan = recipe.planner().sequential(0, Publication::AtDrain);
     let bytes = plan.bytes.total() - plan.bytes.snapshots;
     let mut trainer = Trainer::new(recipe, plan, Executor::Filling)?;

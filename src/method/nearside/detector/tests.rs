@@ -123,7 +123,7 @@ fn a_restored_state_goes_on_to_the_same_bits() {
         feed(&mut whole, &rows, 0);
         let mut first = detector(direction, Mode::Midpoint);
         feed(&mut first, &rows.slice(0..80), 0);
-        let change = Change::Setting(serde_json::json!({"mode": "conformal", "target_fpr": 0.2}));
+        let change = Change::Setting(serde_json::json!({"threshold": {"mode": "conformal", "target_fpr": 0.2}}));
         first.check(&change).unwrap();
         first.execute(&change).unwrap();
         let mut second = detector(direction, Mode::Midpoint);
@@ -142,12 +142,12 @@ fn a_rate_that_cannot_be_held_is_refused() {
     let mut fold = detector(Direction::MeanDifference, Mode::Midpoint);
     feed(&mut fold, &rows(48, 1.0, 4), 0);
     let check = |fold: &Detector, value: Value| fold.check(&Change::Setting(value));
-    let wish = |target_fpr: f64| serde_json::json!({"mode": "conformal", "target_fpr": target_fpr});
+    let wish = |target_fpr: f64| serde_json::json!({"threshold": {"mode": "conformal", "target_fpr": target_fpr}});
     assert_eq!(check(&fold, wish(0.1)), Ok(()));
     assert!(check(&fold, wish(0.05)).unwrap_err().contains("16 benign rows are held out, and this rate needs 19"));
     assert!(check(&fold, wish(0.001)).unwrap_err().contains("needs 999 held-out rows, and this detector keeps 200"));
     assert!(check(&fold, wish(2.0)).unwrap_err().contains("between 0 and 1"));
-    assert!(check(&fold, serde_json::json!({"mode": "magic"})).unwrap_err().contains("no threshold"));
+    assert!(check(&fold, serde_json::json!({"threshold": {"mode": "magic"}})).unwrap_err().contains("nothing that can be set"));
     assert!(fold.check(&Change::LearningRate(0.1)).unwrap_err().contains("logistic"));
 }
 
