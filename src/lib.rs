@@ -7,6 +7,7 @@
 pub mod allocator;
 pub mod config;
 pub mod disk;
+pub mod json;
 pub mod ledger;
 pub mod limits;
 pub mod memory;

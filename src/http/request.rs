@@ -4,9 +4,11 @@ use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 
 use super::body::{self, BodyLimits};
 use super::problem::Problem;
+use crate::json;
 use crate::limits::{self, DOCUMENT_BYTES_MAX};
 use crate::stream::decode::Format;
 
@@ -83,8 +85,8 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
 /// # Errors
 /// 400 for what is not JSON, 422 for JSON that is not what the door reads.
 pub(super) fn read_json<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Problem> {
-    serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => Problem::unprocessable("invalid_body", error.to_string()),
-        _ => Problem::bad_request("invalid_json", error.to_string()),
+    json::read(bytes).map_err(|(category, detail)| match category {
+        Category::Data => Problem::unprocessable("invalid_body", detail),
+        _ => Problem::bad_request("invalid_json", detail),
     })
 }

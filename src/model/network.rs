@@ -12,6 +12,7 @@ use crate::ferret::rate::Objective;
 use crate::ferret::trainer::{Recipe, Trainer, check_learning_rate};
 use crate::ferret::work::Rule;
 use crate::fold::{BelowMinimum, Fold};
+use crate::json;
 use crate::learner::{Learner, RowLayout};
 use crate::limits;
 use crate::network::{Architecture, Loss, Network, Optimiser};
@@ -94,7 +95,7 @@ pub fn network_of(settings: &serde_json::Map<String, serde_json::Value>, schema:
 
 impl Settings {
     fn read(settings: &serde_json::Map<String, serde_json::Value>) -> Result<Settings, SpecError> {
-        serde_json::from_value(settings.clone().into()).map_err(|error| SpecError::Settings(format!("kind `{KIND}`: {error}")))
+        json::of(settings.clone().into()).map_err(|reason| SpecError::Settings(format!("kind `{KIND}`: {reason}")))
     }
 
     /// What is trained on rows of this schema.
