@@ -2,7 +2,7 @@
 
 use candle_core::{Error, Result, Tensor};
 
-use crate::network::layer::{Layer, Stash};
+use crate::network::layer::{Layer, Stash, forward_bytes};
 
 /// A part of an encoder.
 pub(super) trait Module: Send + Sync {
@@ -31,7 +31,7 @@ pub(super) type Kept = Vec<Stash>;
 /// Layers with their weights, first to last.
 pub(super) struct Chain {
     layers: Vec<(Box<dyn Layer>, Vec<Tensor>)>,
-    input_bytes: u64,
+    input_shape: Vec<usize>,
     output_shape: Vec<usize>,
 }
 
@@ -39,7 +39,7 @@ impl Chain {
     /// Layers whose shapes fit each other; those without any are the identity on rows of `input_shape`.
     pub(super) fn new(input_shape: &[usize], layers: Vec<(Box<dyn Layer>, Vec<Tensor>)>) -> Chain {
         let output_shape = layers.last().map_or(input_shape, |(layer, _)| layer.output_shape()).to_vec();
-        Chain { layers, input_bytes: bytes_of(input_shape), output_shape }
+        Chain { layers, input_shape: input_shape.to_vec(), output_shape }
     }
 }
 
@@ -54,12 +54,7 @@ impl Module for Chain {
     }
 
     fn forward_bytes(&self) -> u64 {
-        let mut input = self.input_bytes;
-        let of_layer = self.layers.iter().map(|(layer, _)| {
-            let cost = layer.cost(1);
-            input + std::mem::replace(&mut input, bytes_of(layer.output_shape())).max(cost.output) + cost.workspace_forward
-        });
-        of_layer.max().unwrap_or(self.input_bytes)
+        forward_bytes(self.layers.iter().map(|(layer, _)| layer.as_ref()), &self.input_shape)
     }
 
     fn predict(&self, input: Tensor) -> Result<Tensor> {

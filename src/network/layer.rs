@@ -257,6 +257,17 @@ fn with_rows(rows: usize, shape: &[usize]) -> Vec<usize> {
     [&[rows], shape].concat()
 }
 
+/// The most bytes that one row's predictions hold at once in layers that follow each other: what a layer reads, what it makes and keeps for a
+/// backward, and its scratch.
+pub(crate) fn forward_bytes<'a>(layers: impl Iterator<Item = &'a dyn Layer>, input_shape: &[usize]) -> u64 {
+    let mut input = bytes(input_shape);
+    let of_layer = layers.map(|layer| {
+        let (cost, output) = (layer.cost(1), bytes(layer.output_shape()));
+        std::mem::replace(&mut input, output) + output.max(cost.output) + cost.stash + cost.workspace_forward
+    });
+    of_layer.max().unwrap_or_else(|| bytes(input_shape))
+}
+
 /// The product of sizes, at most `u64::MAX`: costs of networks that no plan will fit must not overflow.
 fn times(sizes: &[usize]) -> u64 {
     sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
