@@ -299,11 +299,30 @@ pub trait Fold: Send {
         serde_json::Value::Null
     }
 
+    /// Whether things are as a change would have them, so that there is nothing to decide.
+    fn holds(&self, _change: &Change) -> bool {
+        false
+    }
+
     /// Whether a change may be decided; the reason where it may not.
     fn check(&self, change: &Change) -> Result<(), String>;
 
-    /// Carries out a change at the present version; the fold is drained.
+    /// Carries out a change at the present version; the fold is drained. What would take longer than a step is left to
+    /// [`Fold::proceed`].
     fn execute(&mut self, change: &Change) -> Result<(), FoldError>;
+
+    /// Goes on with what `execute` has begun, for about as long as a step takes; `true` while there is more. Until then no step, no other
+    /// change, no snapshot and no checkpoint comes between.
+    fn proceed(&mut self) -> Result<bool, FoldError> {
+        Ok(false)
+    }
+
+    /// Carries out a change to its end.
+    fn carry_out(&mut self, change: &Change) -> Result<(), FoldError> {
+        self.execute(change)?;
+        while self.proceed()? {}
+        Ok(())
+    }
 
     /// Begins a snapshot of the state after the last step that was given, all of it after that step and no other; `false` while
     /// the plan has no bytes for another one. It may have to drain, and so end steps.

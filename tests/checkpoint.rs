@@ -6,6 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::json;
 use support::{Process, points, points_model, points_schema};
 
 /// Every 100 rows, so that two are kept.
@@ -73,6 +74,25 @@ async fn the_one_before_and_the_log_take_over() {
         if number == 0 { overwrite(file, |bytes| bytes.truncate(100)) } else { std::fs::remove_file(file).unwrap() }
     }
     assert_eq!(recovered(folder.path()).await, hash);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_in_a_checkpoint_in_time_though_no_row_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(folder.path(), &[("checkpoint.interval_seconds", "1")]);
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(201);
+    process.client.put("/v1/models/m", &points_model("points")).await.expect(201);
+    process.client.post_json("/v1/streams/points/batches?wait=applied", &points(0, 20)).await.expect(200);
+    process.client.patch("/v1/models/m", &json!({ "learning_rate": 0.01 })).await.expect(200);
+    let is_there = || files(folder.path()).iter().any(|file| file.ends_with("0.20-2.safetensors"));
+    for _ in 0..3000 {
+        if is_there() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(is_there(), "the plan and the learning rate: {:?}", files(folder.path()));
+    process.kill();
 }
 
 #[tokio::test(flavor = "multi_thread")]

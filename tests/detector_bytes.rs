@@ -15,7 +15,7 @@ use mustela::fold::{Change, Fold, Snapshot, Step, Version};
 use mustela::ledger::Ledger;
 use mustela::method::nearside::kind::DetectorKind;
 use mustela::method::nearside::parent::freeze;
-use mustela::model::blobs::Blobs;
+use mustela::model::blobs::{Blobs, name_of};
 use mustela::model::kind::{Given, Kind};
 use mustela::model::network::network_of;
 use mustela::rows::{Block, Element, Rows, Target};
@@ -41,7 +41,9 @@ fn adoption(blobs: &Blobs, settings: &Map<String, Value>, seed: u64) -> Change {
     let network = Arc::new(network_of(settings, &schema(&json!(10))).unwrap());
     let weights = network.initial_weights(seed).unwrap().into_iter();
     let weights = weights.map(|tensors| Arc::new(LayerWeights::new(tensors, &Ledger::default()))).collect();
-    let weights = blobs.keep(&freeze(&NetworkSnapshot::new(network, weights)).unwrap()).unwrap();
+    let bytes = freeze(&NetworkSnapshot::new(network, weights)).unwrap();
+    blobs.keep(&bytes).unwrap();
+    let weights = name_of(&bytes);
     Change::Setting(json!({ "adopt": { "model_id": 1, "version": Version { epoch: 0, sequence: seed }, "weights": weights } }))
 }
 
@@ -85,7 +87,7 @@ fn plan_and_allocator_agree_over_adoptions() {
         for number in 0..30 {
             if number % 10 == 0 {
                 fold.check(&changes[number / 10]).unwrap();
-                fold.execute(&changes[number / 10]).unwrap();
+                fold.carry_out(&changes[number / 10]).unwrap();
             }
             fold.apply(step(number), &mut outcomes).unwrap();
             // A reader keeps the one before, through which it looks at a version that may have been superseded.

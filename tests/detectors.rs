@@ -7,14 +7,11 @@
 
 mod support;
 
-use std::time::Duration;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::{DynamicImage, ImageFormat, RgbImage};
-use mustela::fold::Version;
+use image::RgbImage;
 use serde_json::{Value, json};
-use support::{Client, Process, Running};
+use support::{Client, Process, Running, png};
 
 const SIDE: u32 = 224;
 /// The smaller of the encoders: a test is not the place to wait for the better one.
@@ -39,12 +36,6 @@ fn picture(number: u32, adversarial: bool) -> RgbImage {
     })
 }
 
-fn png(picture: &RgbImage) -> Vec<u8> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    DynamicImage::from(picture.clone()).write_to(&mut bytes, ImageFormat::Png).unwrap();
-    bytes.into_inner()
-}
-
 fn row(number: u32, adversarial: bool) -> Value {
     let label = if adversarial { "adversarial" } else { "benign" };
     json!({ "image": STANDARD.encode(png(&picture(number, adversarial))), "label": label })
@@ -62,7 +53,7 @@ async fn made(client: &Client, name: &str, body: Value) -> Value {
 async fn teach(client: &Client, name: &str, numbers: std::ops::Range<u32>) {
     let path = format!("/v1/detectors/{name}/examples");
     let answer = client.post_json(&path, &rows(numbers)).await.expect(202);
-    reached(client, name, answer["sequence"].as_u64().unwrap()).await;
+    client.detector_at(name, answer["sequence"].as_u64().unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +171,7 @@ async fn carried_over(client: &Client) {
     assert_eq!(view["settings"]["carried"]["detector"], "d");
     // Twenty benign rows are too few for a map.
     teach(client, "d", 60..120).await;
-    reached(client, "e", 120).await;
+    client.detector_at("e", 120).await;
     let view = client.get("/v1/detectors/e").await.expect(200);
     let map = &view["direction"]["map"];
     assert!(map["pairs"].as_u64().unwrap() >= 32, "{view}");
@@ -245,19 +236,6 @@ async fn what_cannot_be_a_detector_is_refused_and_leaves_nothing() {
 
 const DIRECTIONS: [&str; 3] = ["mean_difference", "whitened", "logistic"];
 
-/// The view of a detector once readers see it with so many rows decided.
-async fn reached(client: &Client, name: &str, rows: u64) -> Value {
-    loop {
-        let view = client.get(&format!("/v1/detectors/{name}")).await.expect(200);
-        let version: Version = view["version"].as_str().unwrap().parse().unwrap();
-        if version.sequence >= rows {
-            return view;
-        }
-        assert!(view["model"]["failure"].is_null(), "{view}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Promise 2 for a fold that is no network: a kill and a restart give the same direction, and the checkpoint's hash.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_changes_no_bit() {
@@ -278,7 +256,7 @@ async fn a_kill_changes_no_bit() {
             if kills && part < 2 {
                 // Two kills over one step would have it quarantined, by promise: another one each time.
                 for direction in DIRECTIONS {
-                    reached(&process.client, direction, u64::from(part) * 12).await;
+                    process.client.detector_at(direction, u64::from(part) * 12).await;
                 }
                 process.kill();
                 process = Process::start(folder.path(), &settings);
@@ -286,7 +264,7 @@ async fn a_kill_changes_no_bit() {
         }
         let mut directions = Vec::new();
         for direction in DIRECTIONS {
-            let view = reached(&process.client, direction, 36).await;
+            let view = process.client.detector_at(direction, 36).await;
             assert_eq!(view["model"]["rows"]["quarantined"], 0, "{view}");
             directions.push((view["direction"]["hash"].clone(), view["direction"]["bias"].clone(), view["threshold"].clone()));
         }

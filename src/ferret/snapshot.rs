@@ -24,11 +24,6 @@ impl NetworkSnapshot {
         NetworkSnapshot { network, weights }
     }
 
-    /// What the weights are of.
-    pub fn network(&self) -> &Network {
-        &self.network
-    }
-
     /// The weights by name, as [`Network::parameter_names`] has them.
     pub fn named_weights(&self) -> Vec<(String, &Tensor)> {
         let names = self.network.parameter_names().into_iter().flatten();

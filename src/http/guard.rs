@@ -20,6 +20,7 @@ use super::problem::{Fault, Problem};
 use super::request;
 use crate::fold::Version;
 use crate::method::nearside::detector::Watching;
+use crate::method::nearside::kind::KIND;
 use crate::method::nearside::{DetectorSnapshot, Probe, Threshold};
 use crate::model::guard::{Action, Guard, VERDICTS};
 use crate::model::live::Live;
@@ -41,19 +42,23 @@ pub(super) async fn put(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = body::unless_refused(app.models.get(&name).map_err(Problem::from), body, app.body_limits).await?;
     let guard: Guard = request::json(&headers, body, app.body_limits).await?;
-    // Whether it can judge is seen now, and not when the first query comes.
+    // Whether it can judge is seen now, and not when the first query comes; what is only flagged may wait for it.
     let unfit = |detail: String| Problem::unprocessable("invalid_guard", detail);
-    if let Sight::Waits(reason) = sight(&app, &live, &guard.detector).map_err(unfit)? {
+    let judge = app.models.get(&guard.detector).map_err(|error| unfit(format!("detector: {error}")))?;
+    if let (Readiness::Waits(reason), Action::Refuse) = (readiness(&live, &judge).map_err(unfit)?, guard.action) {
         let detail = format!("detector `{}` is not ready: {reason}", guard.detector);
         return Err(Problem::conflict("detector_not_ready", detail));
     }
-    app.blocking(move |app| Ok(app.models.set_guard(&name, Some(guard))?)).await?;
-    Ok(Json(view(&live)))
+    app.blocking(move |app| {
+        app.models.set_guard(&live, Some((&judge, guard.action)))?;
+        Ok(Json(view(&live)))
+    })
+    .await
 }
 
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, Problem> {
     app.blocking(move |app| {
-        app.models.set_guard(&name, None)?;
+        app.models.set_guard(&*app.models.get(&name)?, None)?;
         Ok(StatusCode::NO_CONTENT)
     })
     .await
@@ -68,67 +73,71 @@ struct Lens {
 }
 
 /// A detector as a guard.
-enum Sight {
-    Clear(Box<Lens>),
+enum Readiness {
+    Ready(Box<Lens>),
     /// It cannot judge yet, for the reason given.
     Waits(String),
 }
 
-/// What the detector of this name sees in a model.
+/// What a detector looks for in a model, if it can judge.
 ///
 /// # Errors
-/// There is none, or it does not watch this model.
-fn sight(app: &App, live: &Live, detector: &str) -> Result<Sight, String> {
-    let judge = app.models.get(detector).map_err(|error| format!("detector: {error}"))?;
+/// It is none, or does not watch this model.
+fn readiness(live: &Live, judge: &Live) -> Result<Readiness, String> {
+    let detector = judge.name.as_str();
+    if judge.spec.kind != KIND {
+        return Err(format!("detector: `{detector}` is of kind `{}`, and no detector", judge.spec.kind));
+    }
+    let stranger = format!(
+        "detector: `{detector}` does not watch model `{}`: a guard judges the states that its own model has anyway",
+        live.name
+    );
+    if detectors::watched_model(judge) != Some(live.name.as_str()) {
+        return Err(stranger);
+    }
     let published = judge.published();
     let any: Arc<dyn Any + Send + Sync> = published.snapshot.clone();
     let Ok(snapshot) = any.downcast::<DetectorSnapshot>() else {
-        let standing = judge.status_lent().failure.clone();
-        return standing
-            .map(|failure| Sight::Waits(format!("it stands still: {failure}")))
-            .ok_or_else(|| format!("detector: `{detector}` is of kind `{}`, and no detector", judge.spec.kind));
+        let failure = judge.status_lent().failure.clone().unwrap_or_default();
+        return Ok(Readiness::Waits(format!("it stands still: {failure}")));
     };
-    if snapshot.judging.blind && detectors::watched_model(&judge) == Some(live.name.as_str()) {
-        return Ok(Sight::Waits(waits_for(&snapshot.judging)));
+    if snapshot.judging.blind {
+        return Ok(Readiness::Waits(waits_for(&snapshot.judging)));
     }
-    let Some(watching) = snapshot.watching.clone().filter(|watching| watching.adopted.model_id == live.id) else {
-        return Err(format!(
-            "detector: `{detector}` does not watch model `{}`: a guard judges the states that its own model has anyway",
-            live.name
-        ));
-    };
+    let watching = snapshot.watching.clone().filter(|watching| watching.adopted.model_id == live.id).ok_or(stranger)?;
     Ok(match snapshot.judging.threshold {
-        None => Sight::Waits(waits_for(&snapshot.judging)),
+        None => Readiness::Waits(waits_for(&snapshot.judging)),
         Some(threshold) => {
             let (detector_version, probe) = (published.version, snapshot.probe.clone());
-            Sight::Clear(Box::new(Lens { detector_version, watching, probe, threshold }))
+            Readiness::Ready(Box::new(Lens { detector_version, watching, probe, threshold }))
         }
     })
 }
 
 /// What a model's guard looks for in one query; nothing where there is no guard.
 #[derive(Default)]
-pub(super) struct Watch(Option<(Arc<Guard>, Sight)>);
+pub(super) struct Inspection(Option<(Arc<Guard>, Readiness)>);
 
-impl Watch {
+impl Inspection {
     /// # Errors
     /// The guard cannot judge, and what it cannot judge is refused.
-    pub(super) fn of(app: &App, live: &Live) -> Result<Watch, Problem> {
-        let Some(guard) = live.guard() else { return Ok(Watch(None)) };
+    pub(super) fn of(app: &App, live: &Live) -> Result<Inspection, Problem> {
+        let Some(guard) = live.guard() else { return Ok(Inspection(None)) };
         // It was fit when it was set: what it lacks now will come, as after a kill, while it learns what it had learned.
-        let sight = sight(app, live, &guard.detector).unwrap_or_else(Sight::Waits);
-        if let (Sight::Waits(reason), Action::Refuse) = (&sight, guard.action) {
+        let judge = app.models.get(&guard.detector).map_err(|error| error.to_string());
+        let readiness = judge.and_then(|judge| readiness(live, &judge)).unwrap_or_else(Readiness::Waits);
+        if let (Readiness::Waits(reason), Action::Refuse) = (&readiness, guard.action) {
             let detail =
                 format!("model `{}` is guarded by detector `{}`, which is not ready: {reason}", live.name, guard.detector);
             return Err(Problem::conflict("detector_not_ready", detail));
         }
-        Ok(Watch(Some((guard, sight))))
+        Ok(Inspection(Some((guard, readiness))))
     }
 
     /// The layers whose states are to be had.
     pub(super) fn places(&self) -> Arc<[usize]> {
         match &self.0 {
-            Some((_, Sight::Clear(lens))) => lens.watching.places.clone(),
+            Some((_, Readiness::Ready(lens))) => lens.watching.places.clone(),
             _ => Arc::default(),
         }
     }
@@ -136,7 +145,7 @@ impl Watch {
     /// How many numbers the states of one row have.
     pub(super) fn width(&self) -> usize {
         match &self.0 {
-            Some((_, Sight::Clear(lens))) => lens.probe.weights.len(),
+            Some((_, Readiness::Ready(lens))) => lens.probe.weights.len(),
             _ => 0,
         }
     }
@@ -146,12 +155,12 @@ impl Watch {
     /// # Errors
     /// A row is flagged, and such queries are refused.
     pub(super) fn judge(self, app: &App, live: &Live, states: &[f32]) -> Result<Option<Judged>, Problem> {
-        let Some((guard, sight)) = self.0 else { return Ok(None) };
-        let lens = match sight {
-            Sight::Waits(waits_for) => {
+        let Some((guard, readiness)) = self.0 else { return Ok(None) };
+        let lens = match readiness {
+            Readiness::Waits(waits_for) => {
                 return Ok(Some(Judged { detector: guard.detector.clone(), by: By::Nothing { waits_for }, rows: Vec::new() }));
             }
-            Sight::Clear(lens) => lens,
+            Readiness::Ready(lens) => lens,
         };
         let threshold = lens.threshold.score;
         // What is no number cannot be judged, and is not let through.
@@ -164,10 +173,11 @@ impl Watch {
         }
         if flagged > 0 && guard.action == Action::Refuse {
             let column = live.stream.schema.fields.first().map(|field| field.name().to_owned());
-            let faults = rows.iter().enumerate().filter(|(_, row)| row.flagged).map(|(row, verdict)| Fault {
+            let faults = rows.iter().enumerate().filter(|(_, row)| row.flagged).map(|(row, _)| Fault {
                 row: Some(row as u64),
                 column: column.clone(),
-                reason: format!("detector `{}` flags it: its score {:.3} is above {threshold:.3}", guard.detector, verdict.score),
+                // Not by how much: that would say which way to go on.
+                reason: format!("detector `{}` flags it", guard.detector),
             });
             let detail = format!("{flagged} of {} rows look adversarial to detector `{}`", rows.len(), guard.detector);
             return Err(Problem::unprocessable("input_flagged", detail).with_errors(faults).with("errors_total", flagged));

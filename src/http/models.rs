@@ -32,7 +32,7 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     let spec: ModelSpec = request::json(&headers, body, app.body_limits).await?;
     let (live, created) = app
-        .blocking(move |app| match app.models.create(&name, spec) {
+        .blocking(move |app| match app.models.create(&name, spec, None) {
             // The path is the model's: that the body names no stream makes the body wrong, and not the path.
             Err(RegistryError::Stream(StreamError::NotFound(stream))) => {
                 Err(Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`")))

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::App;
 use super::body;
-use super::guard::{Judged, Verdict, Watch};
+use super::guard::{Inspection, Judged, Verdict};
 use super::problem::Problem;
 use super::request;
 use crate::fold::{Predictions, Version};
@@ -88,21 +88,26 @@ pub(super) async fn ask_guarded(
     rows: Rows,
     began: Instant,
 ) -> Result<(Answer, Option<Judged>), Problem> {
-    let watch = Watch::of(app, live)?;
-    let answer = ask(app, live, (rows, &watch), began).await?;
-    let judged = watch.judge(app, live, &answer.states)?;
+    let inspection = Inspection::of(app, live)?;
+    let answer = ask(app, live, (rows, &inspection), began).await?;
+    let judged = inspection.judge(app, live, &answer.states)?;
     Ok((answer, judged))
 }
 
 /// Asks a model about rows, as many as one query may have, with the hidden states that a guard watches; the time since `began` is counted as the
 /// query's.
-pub(super) async fn ask(app: &App, live: &Arc<Live>, (rows, watch): (Rows, &Watch), began: Instant) -> Result<Answer, Problem> {
-    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / (live.stream.schema.class_count() + watch.width()).max(1));
+pub(super) async fn ask(
+    app: &App,
+    live: &Arc<Live>,
+    (rows, inspection): (Rows, &Inspection),
+    began: Instant,
+) -> Result<Answer, Problem> {
+    let most = PREDICT_ROWS_MAX.min(PREDICT_NUMBERS_MAX / (live.stream.schema.class_count() + inspection.width()).max(1));
     if rows.count > most {
         let detail = format!("{} rows, {most} are the most of one query to this model", rows.count);
         return Err(Problem::unprocessable("too_many_rows", detail));
     }
-    let answer = app.predictor.predict(live.clone(), rows, watch.places()).await?;
+    let answer = app.predictor.predict(live.clone(), rows, inspection.places()).await?;
     if !answer.predictions.is_finite() {
         let detail =
             format!("model `{}` has diverged: at version {} it predicts what is not a number", live.name, answer.version);
@@ -124,19 +129,10 @@ struct Predicted<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     guard: Option<&'a Judged>,
     /// In the order of the rows.
-    predictions: Vec<Guarded<'a>>,
+    predictions: Vec<Prediction<'a>>,
 }
 
-/// One row's prediction, and what the guard says of the row.
-#[derive(Debug, Serialize)]
-struct Guarded<'a> {
-    #[serde(flatten)]
-    prediction: Prediction<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    guard: Option<Verdict>,
-}
-
-/// One row's prediction.
+/// One row's prediction, and what the model's guard says of the row.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Prediction<'a> {
@@ -145,26 +141,32 @@ enum Prediction<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         label: Option<&'a str>,
         probabilities: &'a [f32],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guard: Option<Verdict>,
     },
     Value {
         value: f32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        guard: Option<Verdict>,
     },
 }
 
-fn predictions<'a>(predictions: &'a Predictions, judged: Option<&Judged>, schema: &'a Schema) -> Vec<Guarded<'a>> {
+fn predictions<'a>(predictions: &'a Predictions, judged: Option<&Judged>, schema: &'a Schema) -> Vec<Prediction<'a>> {
     let verdict = |row: usize| judged.and_then(|judged| judged.rows.get(row)).copied();
-    let predictions: Vec<Prediction<'a>> = match predictions {
+    match predictions {
         Predictions::Classes { classes, probabilities } => probabilities
             .chunks_exact((*classes).max(1))
-            .map(|probabilities| {
+            .enumerate()
+            .map(|(row, probabilities)| {
                 let class = argmax(probabilities);
                 let label = schema.class_names().and_then(|names| names.get(class)).map(String::as_str);
-                Prediction::Class { class, label, probabilities }
+                Prediction::Class { class, label, probabilities, guard: verdict(row) }
             })
             .collect(),
-        Predictions::Values(values) => values.iter().map(|&value| Prediction::Value { value }).collect(),
-    };
-    predictions.into_iter().enumerate().map(|(row, prediction)| Guarded { prediction, guard: verdict(row) }).collect()
+        Predictions::Values(values) => {
+            values.iter().enumerate().map(|(row, &value)| Prediction::Value { value, guard: verdict(row) }).collect()
+        }
+    }
 }
 
 /// The most probable class; the first of equals, as the trainer scores.

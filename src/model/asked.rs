@@ -7,8 +7,8 @@ use tokio::sync::oneshot;
 use super::ModelError;
 use super::decision::{Planned, What, same_plan};
 use super::driver::Driver;
-use super::live::{ChangeError, Command, Limits, Live};
-use crate::fold::FoldError;
+use super::live::{ChangeError, Command, Limits, Live, Wish};
+use crate::fold::{Change, FoldError};
 
 impl Driver {
     /// The next thing that a door asked.
@@ -21,10 +21,14 @@ impl Driver {
         loop {
             let command = self.commands.try_recv().ok()?;
             match command {
+                // Of the fold it wants nothing, and no decision that is still to come says otherwise.
+                Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
                 Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..)
                     if self.is_behind_itself() =>
                 {
-                    self.deferred.push_back(command)
+                    // A wish may be large, and whoever has given up waiting may have asked again.
+                    self.deferred.retain(|waiting| !matches!(waiting, Command::Setting(_, reply) if reply.is_closed()));
+                    self.deferred.push_back(command);
                 }
                 command => return Some(command),
             }
@@ -50,10 +54,16 @@ impl Driver {
                 let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
                 self.conclude(reply, answer);
             }
-            Command::Setting(value, reply) => {
+            Command::Setting(Wish { value, blob }, reply) => {
                 // It may take long, and whoever has given up waiting may have asked again.
                 if !reply.is_closed() {
-                    let answer = self.change(|_| Ok(Some(What::Setting(value))));
+                    let answer = self.change(|driver| {
+                        if driver.fold.holds(&Change::Setting(value.clone())) {
+                            return Ok(None);
+                        }
+                        blob.map_or(Ok(()), |bytes| driver.recovery.blobs.keep_or_end(&driver.ground, &bytes))?;
+                        Ok(Some(What::Setting(value)))
+                    });
                     self.conclude(reply, answer);
                 }
             }
@@ -96,19 +106,24 @@ impl Driver {
         told
     }
 
-    /// Holds the fold to other limits. A plan that fits less than it was chosen for is still the best; and one that would be chosen
-    /// again is no decision.
-    fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
-        let Limits { budget_bytes, allotted_bytes, anew } = limits;
+    /// Whether the present plan is the best within other limits without a look at any other: one that fits less than it was chosen for
+    /// still is. Nothing is decided then, so the fold may be in the middle of whatever it does.
+    fn fits(&self, limits: &Limits) -> bool {
+        let Limits { budget_bytes, allotted_bytes, anew } = *limits;
+        let status = self.live.status.lock();
+        let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
         let most = self.ground.within(budget_bytes).min(allotted_bytes);
-        {
-            let mut status = self.live.status.lock();
-            let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
-            if !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most {
-                status.allotted_bytes = Some(allotted_bytes);
-                return Ok(());
-            }
+        !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most
+    }
+
+    /// Holds the fold to other limits. A plan that would be chosen again is no decision.
+    fn limit(&mut self, limits: Limits) -> Result<(), ChangeError> {
+        if self.fits(&limits) {
+            self.live.status.lock().allotted_bytes = Some(limits.allotted_bytes);
+            return Ok(());
         }
+        let Limits { budget_bytes, allotted_bytes, .. } = limits;
+        let most = self.ground.within(budget_bytes).min(allotted_bytes);
         self.change(|driver| {
             let plan = driver.fold.propose_plan(driver.demand(most))?;
             let mut status = driver.live.status.lock();

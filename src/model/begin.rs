@@ -111,6 +111,7 @@ impl Models {
         let mut driver = Driver::new(live.clone(), recovery, recovered, Ears { commands: asked, wake }, known);
         // What was decided at this very version holds from the first look on.
         driver.execute_due()?;
+        driver.publish_if_due(true)?;
         let oldest = live.status_lent().checkpoint.as_ref().map_or(driver.cursor.sequence, |kept| kept.oldest_kept.sequence);
         self.ground.need(&live.stream, live.id, oldest);
         self.run(live.clone(), move || driver.live_through())?;

@@ -1,7 +1,7 @@
 //! The driver of one model: a thread that pulls records from the log into the fold, at the fold's own pace.
 //!
-//! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, answer what doors
-//! ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
+//! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, the next part of one that takes
+//! long and nothing else until it has ended, answer what doors ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
 //! publish, write checkpoints, look whether another plan would be much better. Nobody pushes into it, and after a crash it does the
 //! same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
@@ -101,8 +101,11 @@ pub(super) struct Driver {
     pub(super) broken: Option<ModelError>,
     /// A decision was carried out that readers have not seen.
     pub(super) changed: bool,
+    /// The fold has more to do for the last decision.
+    pub(super) midway: bool,
     pub(super) saved_at: Instant,
-    pub(super) saved_version: Option<Version>,
+    /// Version and decisions of the newest checkpoint.
+    pub(super) saved: Option<(Version, u64)>,
     /// Not before this moment, because the last attempt failed.
     pub(super) save_again_at: Option<Instant>,
     /// The model's own histogram, so that no step has to look for it.
@@ -159,8 +162,9 @@ impl Driver {
             publishing: None,
             broken: None,
             changed: false,
+            midway: false,
             saved_at: Instant::now(),
-            saved_version: loaded.map(|(head, _)| head.version),
+            saved: loaded.map(|(head, _)| (head.version, head.decisions)),
             save_again_at: None,
             refusing: false,
             by_hand: followed.is_some_and(|planned| planned.by_hand),
@@ -229,15 +233,21 @@ impl Driver {
         None
     }
 
-    /// Whether the fold has yet to come to where it was before: to decisions of the log, or to rows that were decided when it fell. New
-    /// decisions have to wait until then.
+    /// Whether the fold has yet to come to where it was before: to decisions of the log, to the end of one, or to rows that were decided
+    /// when it fell. New decisions have to wait until then.
     pub(super) fn is_behind_itself(&self) -> bool {
-        !self.decisions.is_empty() || self.cursor < self.version()
+        self.midway || !self.decisions.is_empty() || self.cursor < self.version()
     }
 
     /// One round of the loop's work.
     fn advance(&mut self) -> Result<Next, ModelError> {
         self.execute_due()?;
+        if self.midway {
+            self.proceed()?;
+            // Whoever asked for it waits to see it.
+            self.publish_if_due(true)?;
+            return Ok(Next::Again);
+        }
         if self.condemn_if_proven()? {
             return Ok(Next::Again);
         }
@@ -328,9 +338,9 @@ impl Driver {
         }
     }
 
-    /// Carries out the decisions that were made at this version.
+    /// Carries out the decisions that were made at this version, up to one that takes long.
     pub(super) fn execute_due(&mut self) -> Result<(), ModelError> {
-        while let Some(decision) = self.decisions.front() {
+        while let Some(decision) = self.decisions.front().filter(|_| !self.midway) {
             if decision.at.sequence > self.cursor.sequence {
                 break;
             }
@@ -392,7 +402,8 @@ impl Driver {
         }
         self.reaction = Reaction::after(what).unwrap_or(self.reaction);
         if let Some(change) = what.change() {
-            self.fold.execute(&change)?;
+            guarded(|| self.fold.execute(&change))?;
+            self.proceed()?;
         }
         // A change of the plan may apply gradients that waited for further steps, so readers are to see it, whatever the version.
         self.changed = true;
@@ -409,6 +420,12 @@ impl Driver {
             self.reviewed_at = Instant::now();
         }
         status.note(self.fold.as_ref());
+        Ok(())
+    }
+
+    /// Has the fold do a little more for the last decision. Commands are heard in between: a decision may take as long as many steps.
+    fn proceed(&mut self) -> Result<(), ModelError> {
+        self.midway = guarded(|| self.fold.proceed())?;
         Ok(())
     }
 
@@ -587,6 +604,10 @@ impl Driver {
     /// Hands readers a newer snapshot when it is time. It is begun at half the interval, so that the one that readers see is no
     /// older than the interval when the next has come through the pipeline.
     pub(super) fn publish_if_due(&mut self, idle: bool) -> Result<(), ModelError> {
+        if self.midway {
+            // Half a change is no version.
+            return Ok(());
+        }
         let seen = self.live.published.load().version;
         let behind = seen < self.cursor || (self.changed && seen == self.cursor);
         let due = idle || self.publish_now || self.published_at.elapsed() >= self.ground.settings.publish_interval / 2;
@@ -640,9 +661,10 @@ impl Driver {
             return false;
         }
         let settings = &self.ground.settings;
-        let Some(saved) = self.saved_version else { return true };
+        let Some((saved, decided)) = self.saved else { return true };
         let rows = self.cursor.sequence - saved.sequence;
-        rows > 0 && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
+        let is_newer = rows > 0 || self.decided > decided;
+        is_newer && (rows >= settings.checkpoint_rows || self.saved_at.elapsed() >= settings.checkpoint_interval)
     }
 
     /// Writes the state at the present version, and lets the log forget what no checkpoint needs.
@@ -651,8 +673,8 @@ impl Driver {
         // Readers have the newest while the disk is waited for.
         self.publish_if_due(true)?;
         let version = self.version();
-        if self.cursor < version {
-            // The counters are of a later state, to which the fold has yet to come again.
+        if self.midway || self.cursor < version {
+            // The state is none of a version, or the counters are of a later one, to which the fold has yet to come again.
             return Ok(());
         }
         let _span = debug_span!("checkpoint", model = self.live.name, sequence = version.sequence).entered();
@@ -670,13 +692,13 @@ impl Driver {
         let folder = checkpoint::folder(&self.ground.folder.path, self.live.id);
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
-        self.saved_version = Some(version);
+        self.saved = Some((version, head.decisions));
         self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
         tracing::debug!(seconds = figures.seconds, decisions = head.decisions, "a checkpoint is durable");
         self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream, self.ground.settings.retain_bytes)?;
-        Ok(())
+        self.let_blobs_go()
     }
 
     /// Waits for a row, a command, or the time to look after the checkpoint.

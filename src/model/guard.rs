@@ -70,22 +70,29 @@ impl Models {
     /// Guards a model by another one, or (none) no longer.
     ///
     /// # Errors
-    /// One of them is not there, or the log failed.
-    pub fn set_guard(&self, name: &str, guard: Option<Guard>) -> Result<(), RegistryError> {
+    /// One of them is not there any more, or the log failed.
+    pub fn set_guard(&self, live: &Live, guard: Option<(&Live, Action)>) -> Result<(), RegistryError> {
         let _changing = self.changing.lock();
-        let live = self.get(name)?;
-        if let Some(guard) = &guard {
-            self.get(&guard.detector)?;
-        }
-        self.ground.committer.commit(vec![self.guards_with(&live, guard.clone())?])?;
+        self.still_there(live)?;
+        guard.map_or(Ok(()), |(judge, _)| self.still_there(judge))?;
+        let guard = guard.map(|(judge, action)| Guard { detector: judge.name.clone(), action });
+        self.ground.committer.commit(vec![self.guards_with(live, guard.clone())?])?;
         let text = match &guard {
             Some(Guard { detector, action: Action::Refuse }) => format!("queries that `{detector}` flags are refused"),
             Some(Guard { detector, action: Action::Flag }) => format!("queries are judged by `{detector}`"),
             None => "queries are judged by nobody".to_owned(),
         };
-        self.arm(&live, guard);
+        self.arm(live, guard);
         live.note(Kind::Setting, live.status_lent().version, text);
         Ok(())
+    }
+
+    /// Whether a model was not deleted meanwhile, and another made in its name.
+    fn still_there(&self, live: &Live) -> Result<(), RegistryError> {
+        match self.get(&live.name)?.id == live.id {
+            true => Ok(()),
+            false => Err(RegistryError::NotFound(live.name.clone())),
+        }
     }
 
     /// The guards with another one of a model, as an entry of the log. They are the log's own, and not those of the models that are there:

@@ -49,6 +49,12 @@ pub trait Kind: Send + Sync {
 
     /// A fold at the start of a stream, under its smallest plan; the first decision gives it another.
     fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError>;
+
+    /// The name of the blob without which this setting cannot be carried out, if it needs one. A later setting that needs one takes the
+    /// place of this one.
+    fn blob_of(&self, _setting: &serde_json::Value) -> Option<String> {
+        None
+    }
 }
 
 /// What a kind makes a fold from.

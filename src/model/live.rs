@@ -37,8 +37,8 @@ pub enum Command {
     Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
     /// Another learning rate; answered when it holds.
     LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
-    /// Another value of something that its kind knows; answered when it holds.
-    Setting(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
+    /// Another value of something that its kind knows; answered when it is decided.
+    Setting(Wish, oneshot::Sender<Result<(), ChangeError>>),
     /// The frontier of the model's plans.
     Frontier(oneshot::Sender<Result<serde_json::Value, ChangeError>>),
     /// Publish as soon as may be: somebody waits to see its own rows.
@@ -47,6 +47,15 @@ pub enum Command {
     Stop,
     /// End at once: the model is deleted.
     Abandon,
+}
+
+/// A setting that is asked for.
+#[derive(Debug)]
+pub struct Wish {
+    /// As the model's kind knows it.
+    pub value: serde_json::Value,
+    /// The blob that it names, if it names one.
+    pub blob: Option<Vec<u8>>,
 }
 
 /// What a model may hold.
@@ -81,7 +90,7 @@ pub enum ChangeError {
     /// The model has not come to it in time.
     #[error("model `{0}` is busy and has not followed in time: ask again")]
     Busy(String),
-    /// The decision could not be written down; the process is ending.
+    /// The decision, or what it names, could not be written down; where the disk may have lost something, the process is ending.
     #[error("the decision could not be stored: {0}")]
     Storage(String),
 }
@@ -265,9 +274,24 @@ impl Live {
         self.ask(|reply| Command::LearningRate(learning_rate, reply)).await
     }
 
-    /// Sets something that the model's kind knows, and waits until it holds.
-    pub async fn set(&self, value: serde_json::Value) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::Setting(value, reply)).await
+    /// Sets something that the model's kind knows, and waits until it is decided; what does not take long holds then.
+    pub async fn set(&self, wish: Wish) -> Result<(), ChangeError> {
+        self.ask(|reply| Command::Setting(wish, reply)).await
+    }
+
+    /// Waits until what readers see is as asked for; `false` if the model ends before.
+    pub async fn shows(&self, is_so: impl Fn(&Published) -> bool) -> bool {
+        let mut progress = self.progress.subscribe();
+        loop {
+            // Marked as seen first: what changes after the look wakes it up.
+            let ended = progress.borrow_and_update().ended;
+            if is_so(&self.published.load()) {
+                return true;
+            }
+            if ended || progress.changed().await.is_err() {
+                return false;
+            }
+        }
     }
 
     /// Every plan of the model that no other one beats in both bytes and what it brings.
@@ -296,11 +320,8 @@ impl Live {
         progress.wait_for(|progress| progress.version.sequence >= last || progress.ended).await.ok()?;
         // The driver publishes, then marks progress again by the same version; ask it not to wait for its interval.
         drop(self.commands.send(Command::Publish));
-        while self.published.load().version.sequence < last {
-            if progress.borrow_and_update().ended {
-                return None;
-            }
-            progress.changed().await.ok()?;
+        if !self.shows(|published| published.version.sequence >= last).await {
+            return None;
         }
         let version = self.published.load().version;
         Some((version, self.status.lock().learned(first, last)))

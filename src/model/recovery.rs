@@ -62,10 +62,10 @@ impl Recovery {
     }
 
     /// A new model's fold, at its origin.
-    pub(super) fn begin(&self, fold: Box<dyn Fold>, first: Decision) -> Result<Recovered, ModelError> {
+    pub(super) fn begin(&self, fold: Box<dyn Fold>, decisions: Vec<Decision>) -> Result<Recovered, ModelError> {
         let version = Version { epoch: 0, sequence: self.record.origin };
         let queue = queue_at(&self.stream, self.record.origin, &[], version, fold.as_ref())?;
-        Ok(Recovered { fold, queue, loaded: None, version, followed: None, reaction: None, decisions: vec![first] })
+        Ok(Recovered { fold, queue, loaded: None, version, followed: None, reaction: None, decisions })
     }
 
     /// The fold at its newest whole checkpoint, or at its origin.

@@ -15,12 +15,11 @@ use super::checkpoint;
 use super::decision::{Decision, Planned, What};
 use super::events::{Events, Kind};
 use super::kind::{Kinds, SpecError};
-use super::live::{ChangeError, Command, Live};
+use super::live::{ChangeError, Command, Live, Wish};
 use super::share::Claim;
 use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
-use crate::disk::is_sync_failure;
-use crate::fold::{BelowMinimum, Sequence, Version};
+use crate::fold::{BelowMinimum, Change, Sequence, Version};
 use crate::limits;
 use crate::stream::log::{Entry, LogError};
 use crate::stream::{Stream, StreamError, Streams, check_name};
@@ -136,8 +135,8 @@ impl Models {
         Ok(models)
     }
 
-    /// Makes a model; `false` where it was there already, as asked for.
-    pub fn create(&self, name: &str, spec: ModelSpec) -> Result<(Arc<Live>, bool), RegistryError> {
+    /// Makes a model; `false` where it was there already, as asked for. What is given as its first setting holds before its first row.
+    pub fn create(&self, name: &str, spec: ModelSpec, first: Option<Wish>) -> Result<(Arc<Live>, bool), RegistryError> {
         check_name(name).map_err(RegistryError::Invalid)?;
         let _changing = self.changing.lock();
         if let Ok(live) = self.get(name) {
@@ -157,7 +156,7 @@ impl Models {
         let id = self.streams.log().next_model_id()?;
         // From here on the log keeps what the model will begin with.
         self.ground.need(&stream, id, 0);
-        let made = self.make(id, name, spec, stream.clone());
+        let made = self.make(id, name, spec, stream.clone(), first);
         if made.is_err() {
             self.ground.release(&stream, id);
             self.share_again();
@@ -167,7 +166,14 @@ impl Models {
 
     /// Plans, builds, writes down and starts a new model; the plan comes first, because it says whether the rest fits. The others
     /// make room for it before it takes any.
-    fn make(&self, id: u32, name: &str, spec: ModelSpec, stream: Arc<Stream>) -> Result<Arc<Live>, RegistryError> {
+    fn make(
+        &self,
+        id: u32,
+        name: &str,
+        spec: ModelSpec,
+        stream: Arc<Stream>,
+        first: Option<Wish>,
+    ) -> Result<Arc<Live>, RegistryError> {
         let budget_bytes = spec.memory_budget.map(|budget| budget.as_u64());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let record = Record { origin: origin(&spec, &stream)?, spec, created };
@@ -191,33 +197,32 @@ impl Models {
         let fold = kind.build(given)?;
         let at = Version { epoch: 0, sequence: record.origin };
         let planned = Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan };
-        let first = Decision { at, what: What::Plan(planned) };
-        let bytes = serde_json::to_vec(&record).map_err(|error| ModelError::Inconsistent(error.to_string()))?;
-        let put = Entry::PutModel { model: id, name: name.to_owned(), bytes };
-        let decided = Entry::Decision { model: id, index: 0, bytes: first.encode().map_err(ModelError::from)? };
-        self.ground.committer.commit(vec![put, decided])?;
-        let recovered = recovery.begin(fold, first)?;
-        let live = self.start(recovery, recovered, record.origin)?;
+        let mut decisions = vec![Decision { at, what: What::Plan(planned) }];
+        if let Some(Wish { value, blob }) = first {
+            blob.map_or(Ok(()), |bytes| recovery.blobs.keep_or_end(&self.ground, &bytes))?;
+            fold.check(&Change::Setting(value.clone())).map_err(ChangeError::Refused)?;
+            decisions.push(Decision { at, what: What::Setting(value) });
+        }
+        self.write_down(id, name, &record, &decisions)?;
+        let begun = recovery.begin(fold, decisions).and_then(|recovered| self.start(recovery, recovered, record.origin));
+        if begun.is_err() {
+            // It is in the log, and nobody runs it.
+            self.ground.committer.commit(vec![Entry::DeleteModel { model: id }])?;
+        }
+        let live = begun?;
         live.note(Kind::ModelCreated, at, format!("made, to learn from stream `{}`", live.spec.stream));
         Ok(live)
     }
 
-    /// Keeps bytes that a decision of a model is going to name, and gives their name. They are on disk when this returns.
-    ///
-    /// # Errors
-    /// The model is gone, or the disk failed.
-    pub fn keep_blob(&self, live: &Live, bytes: &[u8]) -> Result<String, RegistryError> {
-        // Two requests with the same bytes would write one file, and a deletion may be under way.
-        let _changing = self.changing.lock();
-        if self.get(&live.name)?.id != live.id {
-            return Err(RegistryError::NotFound(live.name.clone()));
+    /// Has the log keep a new model, with what it begins with.
+    fn write_down(&self, id: u32, name: &str, record: &Record, decisions: &[Decision]) -> Result<(), RegistryError> {
+        let bytes = serde_json::to_vec(record).map_err(|error| ModelError::Inconsistent(error.to_string()))?;
+        let mut entries = vec![Entry::PutModel { model: id, name: name.to_owned(), bytes }];
+        for (index, decision) in (0..).zip(decisions) {
+            entries.push(Entry::Decision { model: id, index, bytes: decision.encode().map_err(ModelError::from)? });
         }
-        self.blobs(live.id).keep(bytes).map_err(|error| {
-            if is_sync_failure(&error) {
-                self.ground.end(&error);
-            }
-            ModelError::Checkpoint(error.into()).into()
-        })
+        self.ground.committer.commit(entries)?;
+        Ok(())
     }
 
     /// The blobs of the model with this id.

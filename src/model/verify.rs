@@ -177,7 +177,7 @@ impl Folding<'_> {
                 match &decision.what {
                     What::Skip { through, kept } => queue.select(*through, kept),
                     What::Quarantine { through, .. } => queue.refuse(*through),
-                    what => what.change().map_or(Ok(()), |change| self.fold.execute(&change))?,
+                    what => what.change().map_or(Ok(()), |change| self.fold.carry_out(&change))?,
                 }
                 self.passed.decided += 1;
                 continue;

@@ -8,15 +8,19 @@
     reason = "each test uses its part of this"
 )]
 
-use std::io::{BufRead, BufReader, Read, Seek};
+pub mod bars;
+
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use image::{ImageFormat, RgbImage};
 use mustela::cli::serve::{self, Service};
 use mustela::config::Config;
 use mustela::disk::{Disk, FileSystem};
+use mustela::fold::Version;
 use mustela::shutdown::{self, Trigger};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -147,6 +151,21 @@ impl Client {
         }
     }
 
+    /// The detector's view once readers see it with so many rows decided.
+    pub async fn detector_at(&self, detector: &str, rows: u64) -> Value {
+        let began = Instant::now();
+        loop {
+            let view = self.get(&format!("/v1/detectors/{detector}")).await.expect(200);
+            let version: Version = view["version"].as_str().unwrap().parse().unwrap();
+            if version.sequence >= rows {
+                return view;
+            }
+            assert!(view["model"]["failure"].is_null(), "{view}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{detector} has not come to row {rows}: {view}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// The model's view once every row is decided.
     pub async fn settled(&self, model: &str) -> Value {
         let began = Instant::now();
@@ -160,6 +179,13 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// A picture's file.
+pub fn png(picture: &RgbImage) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
 }
 
 /// The configuration of a test's service on `data_dir`, with free ports.

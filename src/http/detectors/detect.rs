@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::pictures::{Posted, Sent};
 use super::{failed, find, not_ready, waits_for};
 use crate::fold::{Predictions, Version};
-use crate::http::guard::Watch;
+use crate::http::guard::Inspection;
 use crate::http::problem::Problem;
 use crate::http::{App, body, predict};
 use crate::method::nearside::probe::{predictions, score_of};
@@ -74,7 +74,7 @@ impl Seen {
 /// # Errors
 /// It has no threshold yet, has failed, or too many ask.
 pub(super) async fn look(app: &App, live: &Arc<Live>, rows: Rows, began: Instant) -> Result<Seen, Problem> {
-    let answer = predict::ask(app, live, (rows, &Watch::default()), began).await?;
+    let answer = predict::ask(app, live, (rows, &Inspection::default()), began).await?;
     let judging: Arc<Judging> = answer.told.and_then(|told| told.downcast().ok()).ok_or_else(|| failed(live))?;
     let threshold = judging.threshold.ok_or_else(|| not_ready(live, &waits_for(&judging)))?;
     let scores = scores(&answer.predictions).ok_or_else(|| failed(live))?;

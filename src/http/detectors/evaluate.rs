@@ -86,9 +86,9 @@ fn said(rows: &[Map<String, Value>], sent: &Sent, field: &str) -> Result<Vec<Sai
                 *sources.entry(source.to_string()).or_insert(next)
             }
         };
-        match row.get("label").and_then(Value::as_str).and_then(|label| CLASSES.iter().position(|class| *class == label)) {
+        match row.get("label").and_then(class) {
             Some(class) => said.push(Said { adversarial: class == 1, source }),
-            None => fault("label", "expected `benign` or `adversarial`".to_owned()),
+            None => fault("label", "expected `benign` or `adversarial`, or their numbers 0 and 1".to_owned()),
         }
     }
     if faults.is_empty() {
@@ -97,6 +97,12 @@ fn said(rows: &[Map<String, Value>], sent: &Sent, field: &str) -> Result<Vec<Sai
     let many = if faults.len() == 1 { "one fault".to_owned() } else { format!("{} faults", faults.len()) };
     let detail = format!("{many}: all rows need a picture and a label to be measured with");
     Err(Problem::unprocessable("invalid_rows", detail).with_errors(faults))
+}
+
+/// A class by its name or its number, as in examples.
+fn class(label: &Value) -> Option<usize> {
+    let number = label.as_u64().map(|number| number as usize).filter(|&number| number < CLASSES.len());
+    number.or_else(|| CLASSES.iter().position(|class| label.as_str() == Some(class)))
 }
 
 fn figures(seen: &Seen, said: &[Said]) -> Value {

@@ -11,7 +11,6 @@ mod watching;
 
 pub(super) use detect::detect;
 pub(super) use evaluate::evaluate;
-use watching::Frozen;
 pub(super) use watching::{adopt, watched_model};
 
 use std::any::Any;
@@ -32,11 +31,12 @@ use super::request;
 use super::streams::{self, BatchQuery};
 use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
+use crate::json;
 use crate::method::nearside::calibration::Mode;
 use crate::method::nearside::kind::{CarriedFrom, KIND, complete, complete_watching};
 use crate::method::nearside::map::PAIRS_MIN;
 use crate::method::nearside::{DetectorSnapshot, Judging, Setting};
-use crate::model::live::Live;
+use crate::model::live::{ChangeError, Live, Wish};
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
 use crate::stream::schema::{Classes, Field, Target};
@@ -56,12 +56,9 @@ pub(super) async fn put(
     made(&app, name, body).await
 }
 
-/// Makes a detector. One of a live network adopts the newest version, if it has adopted none.
+/// Makes a detector. One of a live network begins with the newest version of it.
 async fn made(app: &Arc<App>, name: String, body: Map<String, Value>) -> Result<Response, Problem> {
-    let (live, created, frozen) = app.blocking(move |app| created(app, &name, body)).await?;
-    if let Some(frozen) = frozen {
-        watching::look_through(app, &live, frozen).await?;
-    }
+    let (live, created) = app.blocking(move |app| created(app, &name, body)).await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(view(&live))).into_response())
 }
@@ -70,8 +67,9 @@ fn invalid(detail: String) -> Problem {
     Problem::unprocessable("invalid_detector", detail)
 }
 
-/// The picture that is looked at, and the version of a live network that is to be adopted; completes the body by what it leaves out.
-fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field, Option<Frozen>), Problem> {
+/// The picture that is looked at, and, of a new detector, the version of a live network that it begins with; completes the body by what it
+/// leaves out.
+fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field, Option<Wish>), Problem> {
     match (body.get("encoder"), body.get("watches")) {
         (Some(Value::String(encoder)), None) => {
             let encoder = Source::find(encoder).map_err(|error| invalid(error.to_string()))?;
@@ -79,50 +77,48 @@ fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field,
             Ok((Field::Image { name: "image".into(), side: encoder.side }, None))
         }
         (None, Some(Value::String(parent))) => {
-            let watched = watching::watched(app, name, parent)?;
+            let (watched, parent) = watching::watched(app, name, parent)?;
             let column = watched.schema.fields.first().map(|field| field.name().to_owned()).unwrap_or_default();
             let field = Field::Image { name: column, side: watched.side().map_err(invalid)? };
             complete_watching(body, &watched).map_err(invalid)?;
             body.insert("watches".into(), json!(watched));
-            Ok((field, watching::first(app, name, &watched)?))
+            Ok((field, parent.map(|parent| watching::newest(&parent)).transpose()?.map(|(_, wish)| wish)))
         }
         _ => Err(invalid("encoder or watches: the name of what is looked at, an encoder or a live network".into())),
     }
 }
 
-/// A detector that is made or was there, which of the two, and what it is to adopt.
-type Created = (Arc<Live>, bool, Option<Frozen>);
-
-fn created(app: &App, name: &str, mut body: Map<String, Value>) -> Result<Created, Problem> {
+/// A detector that is made, or was there; `true` where it is new.
+fn created(app: &App, name: &str, mut body: Map<String, Value>) -> Result<(Arc<Live>, bool), Problem> {
     if body.contains_key("kind") {
         return Err(invalid("kind: a detector's is `detector`, and not to be said".into()));
     }
-    let (field, frozen) = sight(app, name, &mut body)?;
+    let (field, first) = sight(app, name, &mut body)?;
     body.insert("kind".into(), KIND.into());
     let own = !body.contains_key("stream");
     if own {
         body.insert("stream".into(), name.into());
     }
-    let spec: ModelSpec = serde_json::from_value(Value::Object(body)).map_err(|error| invalid(error.to_string()))?;
+    let spec: ModelSpec = json::of(Value::Object(body)).map_err(invalid)?;
     let stream_is_new = own
         && match app.streams.create(name, schema(field)) {
             Ok((_, created)) => created,
             Err(StreamError::Invalid(reason)) => return Err(invalid(reason)),
             Err(error) => return Err(error.into()),
         };
-    let made = app.models.create(name, spec);
+    let made = app.models.create(name, spec, first);
     if made.is_err() && stream_is_new {
         // Nobody has posted to it in this instant, or it stays.
         app.models.delete_stream(name).ok();
         app.metrics.remove_stream(name);
     }
-    let (live, is_new) = made.map_err(|error| match error {
+    made.map_err(|error| match error {
         RegistryError::Stream(StreamError::NotFound(stream)) => {
             Problem::unprocessable("unknown_stream", format!("there is no stream `{stream}`"))
         }
+        RegistryError::Change(ChangeError::Refused(reason)) => invalid(format!("watches: {reason}")),
         error => error.into(),
-    })?;
-    Ok((live, is_new, frozen))
+    })
 }
 
 /// What a detector's own stream has: a picture of the side that is looked at, and its class.
@@ -190,7 +186,7 @@ pub(super) async fn calibrate(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
-    live.set(json!(Setting::Threshold(mode))).await?;
+    live.set(Wish { value: json!(Setting::Threshold(mode)), blob: None }).await?;
     Ok(Json(view(&live)))
 }
 
@@ -272,6 +268,10 @@ fn not_ready(live: &Live, reason: &str) -> Problem {
 pub(super) fn waits_for(judging: &Judging) -> String {
     match judging.mode {
         _ if judging.blind => "it has adopted no version of the network that it watches: POST its `adopt`".to_owned(),
+        _ if judging.of_both && !judging.directed => {
+            "both classes look the same in the states that it reads, as in those of a network that has died or diverged"
+                .to_owned()
+        }
         Mode::Conformal { .. } if !judging.directed => {
             format!(
                 "it has no direction yet: that needs examples of both classes, or {PAIRS_MIN} benign ones where it is carried over"

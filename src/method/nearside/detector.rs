@@ -5,6 +5,7 @@
 //! after a restart is the same to the bit.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
@@ -27,11 +28,11 @@ use crate::fold::{
 };
 use crate::ledger::{Guard, Ledger, Part};
 use crate::metrics::PlanFigures;
-use crate::network;
+use crate::network::{self, random};
 use crate::rows::{Rows, Target};
 
 /// Counts the changes of this module's arithmetic: a state of another number is a state of another fold.
-const FOLD_VERSION: u32 = 1;
+const FOLD_VERSION: u32 = 2;
 /// The snapshot that is published, and one that readers have not let go of.
 const SNAPSHOTS_MAX: usize = 2;
 
@@ -48,7 +49,7 @@ pub struct Recipe {
     pub direction: Direction,
     /// Where it comes from, if it is carried over from another encoder; `direction` then means nothing.
     pub origin: Option<Origin>,
-    /// Every so many benign rows one is held out for the threshold; 0: none.
+    /// Of every so many benign rows one is held out for the threshold; 0: none.
     pub held_out_every: u64,
     /// Held-out rows that are kept, the newest.
     pub calibration_rows: usize,
@@ -117,8 +118,9 @@ impl Recipe {
             // Snapshots look through the versions that were adopted when they were made.
             bytes[Part::Snapshots as usize] += SNAPSHOTS_MAX as u64 * self.eye.weight_bytes();
             bytes[Part::Learner as usize] += lessons;
-            // A copy of the lessons, or weights that are being adopted, as they are read and as tensors.
-            bytes[Part::Workspace as usize] += lessons.max(2 * self.eye.weight_bytes());
+            // Rows of a step as they are taken out, or weights that are being adopted, as they are read and as tensors.
+            let of_step = self.row_bytes * self.step_rows as u64;
+            bytes[Part::Workspace as usize] += of_step.max(2 * self.eye.weight_bytes());
         }
         if let Some(Origin { eye, .. }) = &self.origin {
             let (source, target) = (eye.width(), self.eye.width());
@@ -206,6 +208,8 @@ pub struct Detector {
     /// Of a detector that watches a live network.
     lessons: Option<Lessons>,
     adopted: Option<Adoption>,
+    /// Which of the rows that are kept, in their order, it has yet to learn with the adopted version.
+    unlearned: Range<usize>,
     kept: Kept,
     mode: Mode,
     benign: u64,
@@ -247,6 +251,7 @@ impl Detector {
                 None => None,
             },
             adopted: None,
+            unlearned: 0..0,
             kept: Kept::new(recipe.calibration_rows, width)?,
             mode: recipe.mode,
             benign: 0,
@@ -278,11 +283,12 @@ impl Detector {
     /// Which rows of a step are learned, and which are held out, by their classes. A direction that is carried over learns from benign
     /// rows alone: adversarial ones are only scored.
     fn divide(&mut self, classes: &[u32]) -> (Vec<usize>, Vec<usize>) {
-        let every = self.recipe.held_out_every;
         (0..classes.len()).partition(|&row| {
-            let benign = classes[row] == BENIGN;
-            self.benign += u64::from(benign);
-            if benign { every == 0 || !self.benign.is_multiple_of(every) } else { self.carried.is_none() }
+            if classes[row] != BENIGN {
+                return self.carried.is_none();
+            }
+            self.benign += 1;
+            !is_held_out(self.benign - 1, self.recipe.held_out_every, self.recipe.seed)
         })
     }
 
@@ -322,7 +328,7 @@ impl Detector {
     }
 
     /// Looks through another version of the live network from here on. States of the former one mean nothing in it, so all begins anew,
-    /// with the rows that are kept.
+    /// with the rows that are kept: [`Fold::proceed`] learns them once more.
     fn adopt(&mut self, adoption: &Adoption) -> Result<(), FoldError> {
         self.look_through(adoption)?;
         let width = self.recipe.eye.width();
@@ -340,16 +346,13 @@ impl Detector {
             self.logistic = Some(fresh);
         }
         self.direct()?;
-        let rows = self.lessons.as_ref().map(Lessons::rows).transpose()?.unwrap_or_default();
-        let Some(Target::Classes(classes)) = &rows.target else { return Ok(()) };
-        let part = |part: Part| self.ledger.take(part, self.bytes[part as usize]);
-        let _working = [part(Part::Activations), part(Part::Workspace)];
-        for start in (0..rows.count).step_by(self.recipe.step_rows) {
-            let end = rows.count.min(start + self.recipe.step_rows);
-            // Of what is refused nothing is learned, as of a step that came just now.
-            self.study(end as Sequence, &rows.slice(start..end), &classes[start..end])?;
-        }
-        self.direct()
+        self.unlearned = 0..self.lessons.as_ref().map(Lessons::places).transpose()?.map_or(0, |places| places.len());
+        Ok(())
+    }
+
+    /// What is at work while rows are looked at.
+    fn working(&self) -> [Guard; 2] {
+        [Part::Activations, Part::Workspace].map(|part| self.ledger.take(part, self.bytes[part as usize]))
     }
 
     fn look_through(&mut self, adoption: &Adoption) -> Result<(), FoldError> {
@@ -377,8 +380,7 @@ impl Fold for Detector {
         let Some(Target::Classes(classes)) = &step.rows.target else {
             return Err(FoldError::Contract("rows without classes cannot be learned".into()));
         };
-        let part = |part: Part| self.ledger.take(part, self.bytes[part as usize]);
-        let _working = [part(Part::Activations), part(Part::Workspace)];
+        let _working = self.working();
         if let Some(lessons) = &mut self.lessons {
             lessons.push(&step.rows, classes)?;
         }
@@ -400,6 +402,15 @@ impl Fold for Detector {
         Ok(json!(self.recipe.propose(demand.budget_bytes, self.pool.threads())?))
     }
 
+    fn holds(&self, change: &Change) -> bool {
+        // To begin anew with the same version would forget rows that are no longer kept.
+        let Change::Setting(value) = change else { return false };
+        match (Setting::deserialize(value), &self.adopted) {
+            (Ok(Setting::Adopt(adoption)), Some(adopted)) => adopted.covers(&adoption),
+            _ => false,
+        }
+    }
+
     fn check(&self, change: &Change) -> Result<(), String> {
         match change {
             Change::Plan(_) => Ok(()),
@@ -416,9 +427,6 @@ impl Fold for Detector {
                             ));
                         }
                         Ok(())
-                    }
-                    Setting::Adopt(adoption) if self.adopted.as_ref().is_some_and(|adopted| adopted.is_newer_than(&adoption)) => {
-                        Err(format!("version {} is older than the one that is looked through", adoption.version))
                     }
                     Setting::Adopt(adoption) => match &self.recipe.parent {
                         Some(parent) => parent.adopt(&adoption).map(drop).map_err(|error| error.to_string()),
@@ -445,6 +453,21 @@ impl Fold for Detector {
         Ok(())
     }
 
+    fn proceed(&mut self) -> Result<bool, FoldError> {
+        let Some(lessons) = self.lessons.as_ref().filter(|_| !self.unlearned.is_empty()) else { return Ok(false) };
+        let _working = self.working();
+        let Range { start, end } = self.unlearned;
+        let next = end.min(start + self.recipe.step_rows);
+        let (rows, classes) = lessons.rows(&lessons.places()?[start..next])?;
+        self.unlearned.start = next;
+        // Of what is refused nothing is learned, as of a step that came just now.
+        self.study(next as Sequence, &rows, &classes)?;
+        if self.unlearned.is_empty() {
+            self.direct()?;
+        }
+        Ok(!self.unlearned.is_empty())
+    }
+
     fn begin_snapshot(&mut self, _outcomes: &mut Vec<Outcome>) -> Result<bool, FoldError> {
         self.issued.retain(|snapshot| snapshot.strong_count() > 0);
         self.asked = self.issued.len() < SNAPSHOTS_MAX;
@@ -460,6 +483,7 @@ impl Fold for Detector {
             probe: self.probe.clone(),
             judging: Arc::new(Judging {
                 blind: self.is_blind(),
+                of_both: !self.moments.counts.contains(&0),
                 directed: self.probe.is_directed(),
                 threshold: self.threshold()?,
                 mode: self.mode,
@@ -527,8 +551,8 @@ impl Fold for Detector {
             carried.restore(seen, worth, [sources?, targets?, direction?]).map_err(FoldError::Contract)?;
         }
         if let Some(lessons) = &mut self.lessons {
-            let [rows, classes] = lessons::NAMES.map(&mut take);
-            lessons.restore([rows?, classes?]).map_err(FoldError::Contract)?;
+            let [rows, order] = lessons::NAMES.map(&mut take);
+            lessons.restore([rows?, order?]).map_err(FoldError::Contract)?;
         }
         if let Some(logistic) = &mut self.logistic {
             let inner = std::mem::take(&mut tensors).into_iter();
@@ -586,6 +610,14 @@ impl Fold for Detector {
     }
 }
 
+/// Whether this benign row, counted from 0, is held out: of every so many that follow each other one is drawn, so that rows which come in
+/// turns from several places are held out alike.
+fn is_held_out(benign: u64, every: u64, seed: u64) -> bool {
+    let Some(round) = benign.checked_div(every) else { return false };
+    let place = (random::uniform(&mut random::stream(seed, round, "held-out")) * every as f32) as u64;
+    benign % every == place.min(every - 1)
+}
+
 /// What the names of a logistic regression's tensors begin with, among a detector's.
 const LOGISTIC: &str = "logistic.";
 
@@ -594,6 +626,8 @@ const LOGISTIC: &str = "logistic.";
 pub struct Judging {
     /// Whether a live network is watched, and no version of it adopted yet.
     pub blind: bool,
+    /// Whether rows of both classes were learned.
+    pub of_both: bool,
     /// Whether there is a direction yet.
     pub directed: bool,
     /// Above which inputs are called adversarial; none until it can be had.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::calibration::Mode;
 use super::carried::Origin;
-use super::detector::{Detector, Recipe};
+use super::detector::{Detector, Recipe, Setting};
 use super::eye::{EncoderEye, Eye};
 use super::parent::{Parent, Watched};
 use super::{Direction, logistic};
@@ -15,6 +15,7 @@ use crate::encoder::shelf::{Shelf, Source};
 use crate::ferret::pool::Pool;
 use crate::ferret::trainer::check_learning_rate;
 use crate::fold::Fold;
+use crate::json;
 use crate::limits;
 use crate::model::blobs::Blobs;
 use crate::model::kind::{Given, Kind, SpecError};
@@ -25,7 +26,7 @@ use crate::stream::Schema;
 pub const KIND: &str = "detector";
 /// Rows of a step where a spec does not say: few, because each takes an encoder's forward, and whoever waits sees the next version sooner.
 pub(super) const STEP_ROWS: usize = 16;
-/// Where a spec does not say: every other benign row is held out, and the newest thousand of those are kept.
+/// Where a spec does not say: one of two benign rows is held out, and the newest thousand of those are kept.
 const HELD_OUT_EVERY: u64 = 2;
 const CALIBRATION_ROWS: usize = 1000;
 /// Of each class, where a spec does not say: enough for a direction and for a rate of 1 % when half of the benign ones are held out.
@@ -49,7 +50,7 @@ struct Settings {
     direction: Option<Direction>,
     /// A direction that was found in another encoder's states; takes the place of `direction`.
     carried: Option<CarriedFrom>,
-    /// Every so many benign rows one is held out for the threshold; 0: none.
+    /// Of every so many benign rows one is held out for the threshold; 0: none.
     held_out_every: Option<u64>,
     /// Held-out rows that are kept.
     calibration_rows: Option<usize>,
@@ -92,8 +93,8 @@ impl DetectorKind {
     fn recipe(&self, given: Given<'_>) -> Result<Recipe, SpecError> {
         let Given { settings, schema, queued_bytes, blobs, .. } = given;
         let refused = SpecError::Settings;
-        let settings: Settings = serde_json::from_value(Value::Object(settings.clone()))
-            .map_err(|error| refused(format!("kind `{KIND}`: {error}")))?;
+        let settings: Settings =
+            json::of(Value::Object(settings.clone())).map_err(|reason| refused(format!("kind `{KIND}`: {reason}")))?;
         let Sight { eye, parent } = self.sight(&settings, schema, blobs)?;
         let origin = settings.carried.as_ref().map(|carried| self.origin(carried)).transpose()?;
         if origin.is_some() && settings.direction.is_some() {
@@ -107,6 +108,9 @@ impl DetectorKind {
             _ if origin.is_some() => check_width(eye.width(), limits::CARRIED_WIDTH_MAX).map_err(refused)?,
             Direction::Whitened => check_width(eye.width(), limits::WHITENED_WIDTH_MAX).map_err(refused)?,
             Direction::MeanDifference | Direction::Logistic => {}
+        }
+        if settings.learning_rate.is_some() && (origin.is_some() || direction != Direction::Logistic) {
+            return Err(refused("learning_rate: only the logistic direction has one".into()));
         }
         let learning_rate = settings.learning_rate.unwrap_or(logistic::LEARNING_RATE);
         check_learning_rate(learning_rate).map_err(refused)?;
@@ -219,7 +223,7 @@ pub fn complete(settings: &mut Map<String, Value>, source: &Source) {
 /// The same for a detector that watches a live network.
 ///
 /// # Errors
-/// There is no such network.
+/// The network cannot be.
 pub fn complete_watching(settings: &mut Map<String, Value>, watched: &Watched) -> Result<(), String> {
     let layers = json!(Parent::new(watched, None, None)?.layers());
     complete_with(settings, [("layers", layers), ("kept_rows", json!(KEPT_ROWS))]);
@@ -227,16 +231,21 @@ pub fn complete_watching(settings: &mut Map<String, Value>, watched: &Watched) -
 }
 
 fn complete_with<const N: usize>(settings: &mut Map<String, Value>, own: [(&str, Value); N]) {
-    let direction = if settings.contains_key("carried") { None } else { Some(("direction", json!(Direction::default()))) };
     let common = [
         ("threshold", json!(Mode::default())),
         ("held_out_every", json!(HELD_OUT_EVERY)),
         ("calibration_rows", json!(CALIBRATION_ROWS)),
-        ("learning_rate", json!(logistic::LEARNING_RATE)),
         ("step_rows", json!(STEP_ROWS)),
     ];
-    for (key, value) in own.into_iter().chain(direction).chain(common) {
+    for (key, value) in own.into_iter().chain(common) {
         settings.entry(key).or_insert(value);
+    }
+    if settings.contains_key("carried") {
+        return;
+    }
+    let direction = settings.entry("direction").or_insert(json!(Direction::default())).clone();
+    if direction == json!(Direction::Logistic) {
+        settings.entry("learning_rate").or_insert(json!(logistic::LEARNING_RATE));
     }
 }
 
@@ -252,5 +261,12 @@ impl Kind for DetectorKind {
 
     fn build(&self, given: Given<'_>) -> Result<Box<dyn Fold>, SpecError> {
         Ok(Box::new(Detector::new(self.recipe(given)?, self.pool.clone())?))
+    }
+
+    fn blob_of(&self, setting: &Value) -> Option<String> {
+        match Setting::deserialize(setting) {
+            Ok(Setting::Adopt(adoption)) => Some(adoption.weights),
+            _ => None,
+        }
     }
 }

@@ -17,6 +17,7 @@ use crate::fold::{FoldError, Snapshot, Version};
 use crate::ledger::Ledger;
 use crate::model::blobs::Blobs;
 use crate::model::network::network_of;
+use crate::network::layer::forward_bytes;
 use crate::network::{Network, Watchable, is_finite};
 use crate::rows::{Element, Rows};
 use crate::stream::Schema;
@@ -63,9 +64,9 @@ pub struct Adoption {
 }
 
 impl Adoption {
-    /// Whether this is a later version of the same network.
-    pub(super) fn is_newer_than(&self, other: &Adoption) -> bool {
-        self.model_id == other.model_id && self.version > other.version
+    /// Whether this is the other version, or a later one. Of two models of one name the later has the larger id.
+    pub fn covers(&self, other: &Adoption) -> bool {
+        (self.model_id, self.version) >= (other.model_id, other.version)
     }
 }
 
@@ -196,12 +197,8 @@ impl Eye for NetworkEye {
 
     fn row_bytes(&self) -> u64 {
         let network = &self.parent.network;
-        let bytes_of = |shape: &[usize]| (shape.iter().product::<usize>() * size_of::<f32>()) as u64;
-        let mut input = bytes_of(&network.input_shape);
-        let of_layer = network.layers.iter().map(|layer| {
-            let (cost, output) = (layer.cost(1), bytes_of(layer.output_shape()));
-            std::mem::replace(&mut input, output) + output.max(cost.output) + cost.stash + cost.workspace_forward
-        });
-        of_layer.max().unwrap_or(0) + bytes_of(&network.input_shape)
+        let input = network.input_shape.iter().product::<usize>() * size_of::<f32>();
+        // The row as it came, too.
+        input as u64 + forward_bytes(network.layers.iter().map(|layer| layer.as_ref()), &network.input_shape)
     }
 }

@@ -93,7 +93,7 @@ pub(super) fn refold(
             match (&decision.what, decision.what.change()) {
                 (What::Skip { through, kept }, _) => selection = Some((*through, kept.iter().copied().collect())),
                 (What::Quarantine { through, .. }, _) => run.quarantine = *through,
-                (_, Some(change)) => run.fold.execute(&change)?,
+                (_, Some(change)) => run.fold.carry_out(&change)?,
                 (what, None) => return Err(format!("nothing is known of the decision {what:?}").into()),
             }
         }

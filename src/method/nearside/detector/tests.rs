@@ -1,8 +1,9 @@
+//! The fold of a detector over drawn states: what its directions find, what a restart keeps, and what it holds.
+
 use bytes::Bytes;
 
 use super::*;
 use crate::fold::Sequence;
-use crate::network::random;
 use crate::rows::{Block, Element};
 
 const WIDTH: usize = 6;
@@ -216,4 +217,15 @@ fn nothing_passes_for_want_of_a_direction() {
     feed(&mut fold, &all.gather(&benign), 0);
     let judging = *snapshot(&mut fold).judging;
     assert!(judging.calibration_rows > 4 && judging.threshold.is_none(), "{judging:?}");
+}
+
+#[test]
+fn one_of_every_so_many_is_held_out_wherever_it_stands() {
+    let held_out: Vec<u64> = (0..4000).filter(|&row| is_held_out(row, 4, 7)).collect();
+    assert!(held_out.iter().enumerate().all(|(round, row)| row / 4 == round as u64) && held_out.len() == 1000);
+    for place in 0..4 {
+        let there = held_out.iter().filter(|&&row| row % 4 == place).count();
+        assert!((200..300).contains(&there), "{there} of 1000 at place {place}");
+    }
+    assert!((0..100).all(|row| !is_held_out(row, 0, 7)));
 }
