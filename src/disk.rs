@@ -26,6 +26,11 @@ pub trait Disk: Send + Sync {
     /// The files in a folder, by name; none where there is no folder.
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
 
+    /// The bytes of a file.
+    fn size(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path).map_err(at(path))?.len())
+    }
+
     /// Removes a file; it is no error that there is none.
     fn remove(&self, path: &Path) -> io::Result<()>;
 

@@ -169,6 +169,16 @@ async fn carried_over(client: &Client) {
     let wish = json!({ "name": "e", "encoder": ENCODER, "blocks": ["fire3", "fire4"], "threshold": { "mode": "conformal", "target_fpr": 0.2 } });
     let view = client.post_json("/v1/detectors/d/transfer", &wish).await.expect(201);
     assert_eq!(view["settings"]["carried"]["detector"], "d");
+    assert_eq!(view["model"]["spec"]["start"], 1, "it counts the same rows, and so holds the same ones out");
+    let spec = json!({ "stream": "d", "encoder": ENCODER, "blocks": ["fire2"], "held_out_every": 0 });
+    client.put("/v1/detectors/f", &spec).await.expect(201);
+    client.caught_up("f").await;
+    let wish = json!({ "name": "g", "encoder": ENCODER, "blocks": ["fire3"] });
+    let view = client.post_json("/v1/detectors/f/transfer", &wish).await.expect(201);
+    assert_eq!(view["model"]["spec"]["start"], "now", "the direction was found with every row that there is");
+    for name in ["f", "g"] {
+        client.delete(&format!("/v1/detectors/{name}")).await.expect(204);
+    }
     // Twenty benign rows are too few for a map.
     teach(client, "d", 60..120).await;
     client.detector_at("e", 120).await;

@@ -16,7 +16,9 @@ use mustela::shutdown;
 use parking_lot::Mutex;
 use redb::{Builder, Database, DatabaseError};
 use reqwest::Method;
-use support::{IN_ORDER, Process, Refused, Running, config, copy_folder, newest_checkpoint, points, points_model, points_schema};
+use support::{
+    IN_ORDER, Process, Refused, Running, bars, config, copy_folder, newest_checkpoint, points, points_model, points_schema,
+};
 
 const BATCHES: &str = "/v1/streams/points/batches";
 
@@ -116,6 +118,32 @@ async fn a_full_disk_at_a_checkpoint_is_tried_again_and_nothing_is_lost() {
     assert_eq!(process.client.settled("m").await["rows"]["learned"], 300);
     assert_eq!(process.terminate(), Some(0));
     assert_eq!(newest_checkpoint(copy.path()), end);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_at_an_adoption_decides_nothing_and_is_tried_again_by_whoever_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Told::new(State::Good);
+    let running = Running::on(config(folder.path(), &[]), Arc::new(disk.clone())).await;
+    let client = &running.client;
+    bars::network(client).await;
+    disk.set(State::Full);
+    client.put("/v1/detectors/d", &bars::spec()).await.expect_problem(503, "storage");
+    client.get("/v1/models/d").await.expect_problem(404, "not_found");
+    client.get("/v1/streams/d").await.expect_problem(404, "not_found");
+    disk.set(State::Good);
+    client.put("/v1/detectors/d", &bars::spec()).await.expect(201);
+    let taught = bars::teach(client, 0..90).await;
+    bars::learn(client, 64..128).await;
+    disk.set(State::Full);
+    let adopt = async || client.post("/v1/detectors/d/adopt", "application/json", "").await;
+    adopt().await.expect_problem(503, "storage");
+    let view = client.get("/v1/detectors/d").await.expect(200);
+    assert_eq!((&view["direction"], &view["adopted"]), (&taught["direction"], &taught["adopted"]), "the former one goes on");
+    client.post_json("/v1/detectors/d/detect", &bars::asked(&[(500, false)])).await.expect(200);
+    disk.set(State::Good);
+    assert_eq!(adopt().await.expect(200)["adopted"]["version"], bars::version_of_m(client).await);
+    running.stop().await;
 }
 
 /// The service of the test below, on a disk whose syncs fail once it is told so by a file.

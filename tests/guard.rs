@@ -57,7 +57,9 @@ async fn a_guard_judges_in_the_forward_that_answers() {
     let refused = client.post_json("/v1/models/m/predict", &sent).await.expect_problem(422, "input_flagged");
     assert_eq!((&refused["errors"][0]["row"], &refused["errors"][0]["column"]), (&json!(1), &json!("picture")), "{refused}");
     assert_eq!(refused["errors_total"], 1);
-    client.post_json("/v1/models/m/predict", &asked(&[(500, false)])).await.expect(200);
+    let passed = client.post_json("/v1/models/m/predict", &asked(&[(500, false)])).await.expect(200);
+    assert_eq!(passed["predictions"][0]["guard"], json!({ "flagged": false }), "nor how near it is");
+    assert!(passed["guard"].get("threshold").is_none() && passed["guard"].get("adopted_version").is_some(), "{passed}");
     assert_eq!(
         client.delete("/v1/detectors/d").await.expect_problem(409, "detector_in_use")["detail"],
         "model `d` judges the queries of m: take it from there first"

@@ -227,7 +227,8 @@ async fn streams_that_cannot_be_are_refused() {
     ] {
         client.put("/v1/streams/bad", &schema).await.expect_problem(422, "invalid_stream");
     }
-    for body in ["{\"fields\":[{\"name\":\"a\",\"type\":\"numeric\"}],\"colour\":1}", "{\"fields\":7}", "{}"] {
+    let in_order = "[[{\"name\":\"a\",\"type\":\"numeric\"}],null]";
+    for body in ["{\"fields\":[{\"name\":\"a\",\"type\":\"numeric\"}],\"colour\":1}", "{\"fields\":7}", "{}", in_order] {
         client.send(Method::PUT, "/v1/streams/bad", &[JSON], body).await.expect_problem(422, "invalid_body");
     }
     client.send(Method::PUT, "/v1/streams/bad", &[JSON], "{").await.expect_problem(400, "invalid_json");

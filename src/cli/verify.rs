@@ -136,7 +136,7 @@ fn tell(told: &[Told], as_json: bool) {
 fn words(finding: &Finding, holds: &str) -> String {
     match finding {
         Finding::Same => format!("is what the log gives: {holds}"),
-        Finding::Begun => format!("is where the fold began, as older rows are no longer in the log: {holds}"),
+        Finding::Begun => format!("is where the fold began, as there is nothing older to begin at: {holds}"),
         Finding::Differs { state_hash, counters: None } => format!("DIFFERS: it holds {holds}, and the log gives {state_hash}"),
         Finding::Differs { state_hash, counters: Some(counters) } => {
             let (gives, says) = counters.as_ref();

@@ -88,12 +88,11 @@ fn readiness(live: &Live, judge: &Live) -> Result<Readiness, String> {
     if judge.spec.kind != KIND {
         return Err(format!("detector: `{detector}` is of kind `{}`, and no detector", judge.spec.kind));
     }
-    let stranger = format!(
-        "detector: `{detector}` does not watch model `{}`: a guard judges the states that its own model has anyway",
-        live.name
-    );
     if detectors::watched_model(judge) != Some(live.name.as_str()) {
-        return Err(stranger);
+        return Err(format!(
+            "detector: `{detector}` does not watch model `{}`: a guard judges the states that its own model has anyway",
+            live.name
+        ));
     }
     let published = judge.published();
     let any: Arc<dyn Any + Send + Sync> = published.snapshot.clone();
@@ -104,7 +103,12 @@ fn readiness(live: &Live, judge: &Live) -> Result<Readiness, String> {
     if snapshot.judging.blind {
         return Ok(Readiness::Waits(waits_for(&snapshot.judging)));
     }
-    let watching = snapshot.watching.clone().filter(|watching| watching.adopted.model_id == live.id).ok_or(stranger)?;
+    let watching = snapshot.watching.clone().filter(|watching| watching.adopted.model_id == live.id).ok_or_else(|| {
+        format!(
+            "detector: `{detector}` looks through a version of another model, which was called `{}` before: POST its `adopt`",
+            live.name
+        )
+    })?;
     Ok(match snapshot.judging.threshold {
         None => Readiness::Waits(waits_for(&snapshot.judging)),
         Some(threshold) => {
@@ -163,27 +167,31 @@ impl Inspection {
             Readiness::Ready(lens) => lens,
         };
         let threshold = lens.threshold.score;
-        // What is no number cannot be judged, and is not let through.
-        let judge = |score: f64| Verdict { flagged: !score.is_finite() || score > threshold, score, margin: score - threshold };
+        let refuses = guard.action == Action::Refuse;
+        let judge = |score: f64| {
+            // Where the flagged are refused, not by how much: that would say which way to go on.
+            let [score_told, margin] = [score, score - threshold].map(|number| (!refuses).then_some(number));
+            // What is no number cannot be judged, and is not let through.
+            Verdict { flagged: !score.is_finite() || score > threshold, score: score_told, margin }
+        };
         let rows: Vec<Verdict> = lens.probe.scores(states).into_iter().map(judge).collect();
         let flagged = rows.iter().filter(|row| row.flagged).count();
         let is_there = app.models.get(&live.name).is_ok_and(|other| other.id == live.id);
         for (verdict, count) in VERDICTS.into_iter().zip([flagged, rows.len() - flagged]).filter(|_| is_there) {
             app.metrics.guard_rows_total.with_label_values(&[live.name.as_str(), verdict]).inc_by(count as u64);
         }
-        if flagged > 0 && guard.action == Action::Refuse {
+        if flagged > 0 && refuses {
             let column = live.stream.schema.fields.first().map(|field| field.name().to_owned());
             let faults = rows.iter().enumerate().filter(|(_, row)| row.flagged).map(|(row, _)| Fault {
                 row: Some(row as u64),
                 column: column.clone(),
-                // Not by how much: that would say which way to go on.
                 reason: format!("detector `{}` flags it", guard.detector),
             });
             let detail = format!("{flagged} of {} rows look adversarial to detector `{}`", rows.len(), guard.detector);
             return Err(Problem::unprocessable("input_flagged", detail).with_errors(faults).with("errors_total", flagged));
         }
         let (detector_version, adopted_version) = (lens.detector_version, lens.watching.adopted.version);
-        let by = By::Direction { detector_version, adopted_version, threshold };
+        let by = By::Direction { detector_version, adopted_version, threshold: (!refuses).then_some(threshold) };
         Ok(Some(Judged { detector: guard.detector.clone(), by, rows }))
     }
 }
@@ -207,16 +215,19 @@ enum By {
         detector_version: Version,
         /// The version of the guarded model in whose states the direction was found.
         adopted_version: Version,
-        threshold: f64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        threshold: Option<f64>,
     },
     /// The guard is not ready.
     Nothing { waits_for: String },
 }
 
-/// What a guard says of one row.
+/// What a guard says of one row; where it refuses, no numbers.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Verdict {
     pub(super) flagged: bool,
-    pub(super) score: f64,
-    margin: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    margin: Option<f64>,
 }

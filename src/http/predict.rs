@@ -214,8 +214,10 @@ fn arrow(said: &Predicted<'_>, predictions: &Predictions, names: Option<&[String
         if !judged.rows.is_empty() {
             let flagged: BooleanArray = judged.rows.iter().map(|row| Some(row.flagged)).collect();
             columns.push((Field::new("guard_flagged", DataType::Boolean, false), Arc::new(flagged)));
-            let scores: PrimitiveArray<Float64Type> = judged.rows.iter().map(|row| row.score).collect::<Vec<_>>().into();
-            columns.push((Field::new("guard_score", DataType::Float64, false), Arc::new(scores)));
+            if let Some(scores) = judged.rows.iter().map(|row| row.score).collect::<Option<Vec<f64>>>() {
+                let scores: PrimitiveArray<Float64Type> = scores.into();
+                columns.push((Field::new("guard_score", DataType::Float64, false), Arc::new(scores)));
+            }
         }
     }
     let (fields, arrays): (Vec<Field>, Vec<ArrayRef>) = columns.into_iter().unzip();

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::ModelError;
 use super::decision::{Planned, What, same_plan};
 use super::driver::Driver;
-use super::live::{ChangeError, Command, Limits, Live, Wish};
+use super::live::{ChangeError, Command, Limits, Live, Wished};
 use crate::fold::{Change, FoldError};
 
 impl Driver {
@@ -23,10 +23,16 @@ impl Driver {
             match command {
                 // Of the fold it wants nothing, and no decision that is still to come says otherwise.
                 Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
+                // A larger share is planned with later; whoever gives it has others to see to.
+                Command::Limits(limits, reply) if self.decisions.is_empty() && !limits.anew && self.holds_within(&limits) => {
+                    self.live.status.lock().allotted_bytes = Some(limits.allotted_bytes);
+                    self.unplanned = true;
+                    answer_to(reply, Ok(()));
+                }
                 Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..)
                     if self.is_behind_itself() =>
                 {
-                    // A wish may be large, and whoever has given up waiting may have asked again.
+                    // Whoever has given up waiting may have asked again.
                     self.deferred.retain(|waiting| !matches!(waiting, Command::Setting(_, reply) if reply.is_closed()));
                     self.deferred.push_back(command);
                 }
@@ -54,10 +60,11 @@ impl Driver {
                 let answer = self.change(|_| Ok(Some(What::LearningRate(learning_rate))));
                 self.conclude(reply, answer);
             }
-            Command::Setting(Wish { value, blob }, reply) => {
+            Command::Setting(wish, reply) => {
                 // It may take long, and whoever has given up waiting may have asked again.
                 if !reply.is_closed() {
                     let answer = self.change(|driver| {
+                        let Wished { value, blob } = wish().map_err(ChangeError::Refused)?;
                         if driver.fold.holds(&Change::Setting(value.clone())) {
                             return Ok(None);
                         }
@@ -109,11 +116,34 @@ impl Driver {
     /// Whether the present plan is the best within other limits without a look at any other: one that fits less than it was chosen for
     /// still is. Nothing is decided then, so the fold may be in the middle of whatever it does.
     fn fits(&self, limits: &Limits) -> bool {
-        let Limits { budget_bytes, allotted_bytes, anew } = *limits;
+        let Limits { allotted_bytes, anew, .. } = *limits;
         let status = self.live.status.lock();
         let less = status.allotted_bytes.is_none_or(|before| allotted_bytes <= before);
+        drop(status);
+        !anew && less && self.holds_within(limits)
+    }
+
+    /// Whether the present plan is one within other limits, be there a better one or not.
+    fn holds_within(&self, limits: &Limits) -> bool {
+        let Limits { budget_bytes, allotted_bytes, .. } = *limits;
+        let status = self.live.status.lock();
         let most = self.ground.within(budget_bytes).min(allotted_bytes);
-        !anew && less && status.budget_bytes == budget_bytes && status.planned_bytes <= most
+        status.budget_bytes == budget_bytes && status.planned_bytes <= most
+    }
+
+    /// Plans with the share that was only noted while the fold was in the middle of something.
+    pub(super) fn plan_as_noted(&mut self) {
+        if !self.unplanned || self.is_behind_itself() {
+            return;
+        }
+        self.unplanned = false;
+        let (budget_bytes, allotted_bytes) = {
+            let status = self.live.status.lock();
+            (status.budget_bytes, status.allotted_bytes.unwrap_or(u64::MAX))
+        };
+        let answer = self.limit(Limits { budget_bytes, allotted_bytes, anew: true });
+        // Nobody waits for it any more.
+        self.conclude(oneshot::channel().0, answer);
     }
 
     /// Holds the fold to other limits. A plan that would be chosen again is no decision.

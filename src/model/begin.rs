@@ -134,7 +134,6 @@ impl Models {
             status.follow(planned);
         }
         let budget_bytes = newest_plan(decisions).or(followed.as_ref()).and_then(|planned| planned.budget_bytes);
-        let decided_to = decisions.last().map_or(version, |decision| decision.at);
         status.note(fold.as_ref());
         status.outline = fold.outline();
         status.checkpoint = figures;
@@ -155,13 +154,12 @@ impl Models {
             lag_rows_max,
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(budget_bytes),
-            decided_to,
             published: ArcSwap::from_pointee(Published { version, begun: Instant::now(), snapshot }),
             guard: ArcSwapOption::empty(),
             status: Mutex::new(status),
             commands,
             events: self.ground.events.clone(),
-            progress: watch::Sender::new(Progress { version, ended: false }),
+            progress: watch::Sender::new(Progress { version, replayed: false, ended: false }),
         }))
     }
 
@@ -192,7 +190,6 @@ impl Models {
             lag_rows_max,
             caught_up: AtomicBool::new(false),
             budget_bytes: Mutex::new(None),
-            decided_to: version,
             published: ArcSwap::from_pointee(Published {
                 version,
                 begun: Instant::now(),
@@ -202,7 +199,7 @@ impl Models {
             status: Mutex::new(status),
             commands,
             events: self.ground.events.clone(),
-            progress: watch::Sender::new(Progress { version, ended: true }),
+            progress: watch::Sender::new(Progress { version, replayed: false, ended: true }),
         });
         live.note(Kind::Failure, version, format!("it stands still: {failure}"));
         let standing = live.clone();

@@ -1,7 +1,7 @@
 //! What a model's decisions name and are too large for them to hold: files of its own, called by what is in them.
 //!
-//! A blob is on disk before the decision that names it, and stays as long as replay may come to need it: it may begin at any row that the
-//! log still has. Only the model's driver writes here and lets go, once there is one; nothing of a blob is ever changed.
+//! A blob is on disk before the decision that names it, and stays as long as replay may come to need it, which begins at a checkpoint or at
+//! the model's origin. Only the model's driver writes here and lets go, once there is one; nothing of a blob is ever changed.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,7 +16,6 @@ use super::live::ChangeError;
 use super::recovery::Recovery;
 use super::{Ground, ModelError};
 use crate::disk::{Disk, is_sync_failure};
-use crate::fold::Sequence;
 
 /// The name of these bytes: their blake3.
 pub fn name_of(bytes: &[u8]) -> String {
@@ -61,12 +60,21 @@ impl Blobs {
         })
     }
 
-    /// Whether there is anything.
+    /// The bytes of all of them.
     ///
     /// # Errors
     /// The disk failed.
-    pub(super) fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.disk.list(&self.folder)?.is_empty())
+    fn bytes(&self) -> io::Result<u64> {
+        self.disk.list(&self.folder)?.iter().try_fold(0, |sum, path| Ok(sum + self.disk.size(path)?))
+    }
+
+    /// Whether all blobs are there that these decisions name.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(super) fn have_all(&self, decisions: &[Decision], kind: &dyn Kind) -> io::Result<bool> {
+        let paths = self.disk.list(&self.folder)?;
+        Ok(needed(decisions, 0, kind).iter().all(|name| paths.contains(&self.folder.join(name))))
     }
 
     /// Lets go of all but these, those that were never whole and those whose decision was refused included.
@@ -101,9 +109,13 @@ impl Blobs {
 }
 
 impl Driver {
-    /// Lets go of the blobs that no replay can come to need any more. It is no harm where it cannot: it is tried again.
-    pub(super) fn let_blobs_go(&self) -> Result<(), ModelError> {
-        let Recovery { blobs, streams, kind, id, .. } = &self.recovery;
+    /// Lets go of the blobs that no replay can come to need any more, where every checkpoint that is kept holds this many decisions at least.
+    /// It is no harm where it cannot: it is tried again.
+    ///
+    /// As long as the log has all of the model's rows they can be replayed from its origin, which needs every blob; that is kept up while
+    /// they take no more bytes than the log keeps beyond what is needed.
+    pub(super) fn let_blobs_go(&self, held: u64) -> Result<(), ModelError> {
+        let Recovery { blobs, streams, kind, id, record, .. } = &self.recovery;
         let failed = |error: &io::Error| {
             if is_sync_failure(error) {
                 self.ground.end(error);
@@ -111,33 +123,29 @@ impl Driver {
             tracing::warn!(model = self.live.name, %error, "blobs stay that nobody needs");
         };
         // Of most models there are none.
-        if blobs.is_empty().inspect_err(failed).unwrap_or(true) {
+        let bytes = blobs.bytes().inspect_err(failed).unwrap_or(0);
+        if bytes == 0 {
             return Ok(());
         }
         let decisions = streams.log().decisions(*id)?;
         let decisions: Vec<Decision> = decisions.iter().map(|bytes| Decision::decode(bytes)).collect::<Result<_, _>>()?;
         let (first_row, _) = self.live.stream.bounds()?;
-        blobs.keep_only(&needed(&decisions, first_row, kind.as_ref())).inspect_err(failed).ok();
+        let from_origin = first_row <= record.origin + 1 && bytes <= self.ground.settings.retain_bytes;
+        let held = if from_origin { 0 } else { held as usize };
+        blobs.keep_only(&needed(&decisions, held, kind.as_ref())).inspect_err(failed).ok();
         Ok(())
     }
 }
 
-/// The blobs that replay may come to need, where it begins at the log's first row or later: those of the decisions from there on, and of the
-/// one that held there.
-pub(super) fn needed(decisions: &[Decision], first_row: Sequence, kind: &dyn Kind) -> BTreeSet<String> {
-    let (mut holding, mut needed) = (None, BTreeSet::new());
-    for decision in decisions {
-        let What::Setting(value) = &decision.what else { continue };
-        let Some(name) = kind.blob_of(value) else { continue };
-        // A checkpoint at the row before the first one may hold this decision, or not yet.
-        if decision.at.sequence + 1 < first_row {
-            holding = Some(name);
-        } else {
-            needed.insert(name);
-        }
-    }
-    needed.extend(holding);
-    needed
+/// The blobs that replay may come to need, where it begins with the first `held` of these decisions carried out, or with more: that of the
+/// last of those, and those of all that follow.
+pub(super) fn needed(decisions: &[Decision], held: usize, kind: &dyn Kind) -> BTreeSet<String> {
+    let blob = |decision: &Decision| match &decision.what {
+        What::Setting(value) => kind.blob_of(value),
+        _ => None,
+    };
+    let (held, to_come) = decisions.split_at(held.min(decisions.len()));
+    held.iter().rev().find_map(blob).into_iter().chain(to_come.iter().filter_map(blob)).collect()
 }
 
 /// Where the folders of all models' blobs are.
@@ -178,12 +186,13 @@ mod tests {
     fn all_but_what_is_named_goes() {
         let data = tempfile::tempdir().unwrap();
         let blobs = Blobs::new(Arc::new(FileSystem), data.path(), 3);
-        assert!(blobs.is_empty().unwrap());
+        assert_eq!(blobs.bytes().unwrap(), 0);
         blobs.keep_only(&BTreeSet::new()).unwrap();
         blobs.keep(b"held").unwrap();
         blobs.keep(b"superseded").unwrap();
         let cut_short = folder(data.path(), 3).join("cut short.tmp");
         FileSystem.write_atomic(&cut_short, &mut |out| out.write_all(b"cut")).unwrap();
+        assert_eq!(blobs.bytes().unwrap(), 4 + 10 + 3);
         blobs.keep_only(&BTreeSet::from([name_of(b"held")])).unwrap();
         let left: Vec<_> = std::fs::read_dir(folder(data.path(), 3)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, [name_of(b"held").as_str()]);
@@ -211,20 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_needed_until_the_log_has_no_row_before_the_next_one() {
-        let set = |sequence: Sequence, value: Value| Decision { at: Version { epoch: 0, sequence }, what: What::Setting(value) };
-        let decisions = [
-            set(0, json!("a")),
-            set(10, json!("b")),
-            set(10, json!(5)),
-            set(20, json!("c")),
-            Decision { at: Version { epoch: 0, sequence: 25 }, what: What::LearningRate(0.1) },
-            set(30, json!("d")),
-        ];
-        let needed = |first_row: Sequence| needed(&decisions, first_row, &Named).into_iter().collect::<String>();
-        let expected = [(1, "abcd"), (11, "abcd"), (12, "bcd"), (21, "bcd"), (22, "cd"), (31, "cd"), (32, "d"), (900, "d")];
-        for (first_row, names) in expected {
-            assert_eq!(needed(first_row), names, "from row {first_row} on");
+    fn a_blob_is_needed_until_every_checkpoint_holds_the_next_one() {
+        let set = |value: Value| Decision { at: Version { epoch: 0, sequence: 7 }, what: What::Setting(value) };
+        let rate = Decision { at: Version { epoch: 0, sequence: 7 }, what: What::LearningRate(0.1) };
+        let decisions = [set(json!("a")), set(json!("b")), set(json!(5)), rate, set(json!("c"))];
+        let needed = |held: usize| needed(&decisions, held, &Named).into_iter().collect::<String>();
+        for (held, names) in [(0, "abc"), (1, "abc"), (2, "bc"), (3, "bc"), (4, "bc"), (5, "c"), (9, "c")] {
+            assert_eq!(needed(held), names, "with {held} decisions");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The driver of one model: a thread that pulls records from the log into the fold, at the fold's own pace.
 //!
-//! It is the only one that touches the fold. In its loop, in this order: carry out decisions that are due, the next part of one that takes
-//! long and nothing else until it has ended, answer what doors ask, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
+//! It is the only one that touches the fold. In its loop, in this order: answer what doors ask, carry out decisions that are due, the next
+//! part of one that takes long and nothing else until it has ended, skip rows where the model's policy says so and too many wait, give the fold its next step, settle the steps that ended,
 //! publish, write checkpoints, look whether another plan would be much better. Nobody pushes into it, and after a crash it does the
 //! same from the last checkpoint on, with the decisions that it finds instead of new ones.
 
@@ -103,6 +103,8 @@ pub(super) struct Driver {
     pub(super) changed: bool,
     /// The fold has more to do for the last decision.
     pub(super) midway: bool,
+    /// A larger share was given meanwhile.
+    pub(super) unplanned: bool,
     pub(super) saved_at: Instant,
     /// Version and decisions of the newest checkpoint.
     pub(super) saved: Option<(Version, u64)>,
@@ -163,6 +165,7 @@ impl Driver {
             broken: None,
             changed: false,
             midway: false,
+            unplanned: false,
             saved_at: Instant::now(),
             saved: loaded.map(|(head, _)| (head.version, head.decisions)),
             save_again_at: None,
@@ -198,12 +201,14 @@ impl Driver {
     /// Drives until the end, or until the fold has panicked over a step.
     fn run(mut self) -> Option<Fallen> {
         loop {
+            self.tell_if_replayed();
             while let Some(command) = self.next_command() {
                 if self.answer(command).is_break() {
                     self.attempt.rest(self.cursor.sequence);
                     return None;
                 }
             }
+            self.plan_as_noted();
             let went = match self.broken.take() {
                 Some(error) => Err(error),
                 None => self.advance(),
@@ -222,6 +227,13 @@ impl Driver {
                 },
                 Err(error) => return self.end_by(&error),
             }
+        }
+    }
+
+    /// Tells whoever waits for it, once, that the decisions of the log are carried out.
+    fn tell_if_replayed(&self) {
+        if !self.is_behind_itself() {
+            self.live.progress.send_if_modified(|progress| !std::mem::replace(&mut progress.replayed, true));
         }
     }
 
@@ -692,13 +704,16 @@ impl Driver {
         let folder = checkpoint::folder(&self.ground.folder.path, self.live.id);
         let figures = checkpoint::Store::new(self.ground.disk.as_ref(), folder).save(&head, &state)?;
         self.saved_at = Instant::now();
-        self.saved = Some((version, head.decisions));
+        let before = self.saved.replace((version, head.decisions));
         self.ground.metrics.model_checkpoint_seconds.with_label_values(&[&self.live.name]).observe(figures.seconds);
         tracing::debug!(seconds = figures.seconds, decisions = head.decisions, "a checkpoint is durable");
-        self.ground.need(&self.live.stream, self.live.id, figures.oldest_kept.sequence);
+        let oldest_kept = figures.oldest_kept;
+        self.ground.need(&self.live.stream, self.live.id, oldest_kept.sequence);
         self.live.status.lock().checkpoint = Some(figures);
         self.ground.trim(&self.live.stream, self.ground.settings.retain_bytes)?;
-        self.let_blobs_go()
+        // Two checkpoints are kept, and the one before this is known to be the older of them unless this took its place.
+        let older = before.filter(|before| before.0 == oldest_kept && *before != (version, head.decisions));
+        self.let_blobs_go(older.map_or(0, |(_, decisions)| decisions))
     }
 
     /// Waits for a row, a command, or the time to look after the checkpoint.

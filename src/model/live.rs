@@ -49,9 +49,13 @@ pub enum Command {
     Abandon,
 }
 
-/// A setting that is asked for.
+/// A setting that is asked for. It is made when it is decided, because it may be large and may have to wait; where it cannot be, the text
+/// says why.
+pub type Wish = Box<dyn FnOnce() -> Result<Wished, String> + Send>;
+
+/// A setting, and what it names.
 #[derive(Debug)]
-pub struct Wish {
+pub struct Wished {
     /// As the model's kind knows it.
     pub value: serde_json::Value,
     /// The blob that it names, if it names one.
@@ -128,8 +132,6 @@ pub struct Live {
     pub(super) caught_up: AtomicBool,
     /// The model's own budget as the log has it, where the driver may have yet to come; changed by the registry alone.
     pub(super) budget_bytes: Mutex<Option<u64>>,
-    /// The version of the newest decision that was there at the start.
-    pub(super) decided_to: Version,
     pub(super) published: ArcSwap<Published>,
     /// By which model its queries are judged; changed by the registry alone.
     pub(super) guard: ArcSwapOption<Guard>,
@@ -146,6 +148,8 @@ pub struct Live {
 pub(super) struct Progress {
     /// Every row up to here is decided.
     pub(super) version: Version,
+    /// Every decision that was there at the start is carried out.
+    pub(super) replayed: bool,
     /// It will get no further: it was deleted, or stands still.
     pub(super) ended: bool,
 }
@@ -306,11 +310,11 @@ impl Live {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Waits until the model is where it had a decision last, or gets no further.
+    /// Waits until the model has carried out every decision that was there at the start, or gets no further.
     pub(super) async fn replayed(&self) {
         let mut progress = self.progress.subscribe();
         // An error says that the model is gone, which is the same answer.
-        drop(progress.wait_for(|progress| progress.version >= self.decided_to || progress.ended).await);
+        drop(progress.wait_for(|progress| progress.replayed || progress.ended).await);
     }
 
     /// Waits until rows `first` to `last` are decided and in the published snapshot, and tells how they were predicted; none if

@@ -15,7 +15,7 @@ use super::checkpoint;
 use super::decision::{Decision, Planned, What};
 use super::events::{Events, Kind};
 use super::kind::{Kinds, SpecError};
-use super::live::{ChangeError, Command, Live, Wish};
+use super::live::{ChangeError, Command, Live, Wish, Wished};
 use super::share::Claim;
 use super::spec::{ModelSpec, Start};
 use super::{Ground, ModelError};
@@ -159,6 +159,9 @@ impl Models {
         let made = self.make(id, name, spec, stream.clone(), first);
         if made.is_err() {
             self.ground.release(&stream, id);
+            // What it was to begin with; the next model may get its id.
+            let removed = self.ground.disk.remove_dir(&blobs::folder(&self.ground.folder.path, id));
+            removed.unwrap_or_else(|error| tracing::warn!(model = name, %error, "blobs stay that nobody needs"));
             self.share_again();
         }
         Ok((made?, true))
@@ -198,7 +201,8 @@ impl Models {
         let at = Version { epoch: 0, sequence: record.origin };
         let planned = Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan };
         let mut decisions = vec![Decision { at, what: What::Plan(planned) }];
-        if let Some(Wish { value, blob }) = first {
+        if let Some(wish) = first {
+            let Wished { value, blob } = wish().map_err(ChangeError::Refused)?;
             blob.map_or(Ok(()), |bytes| recovery.blobs.keep_or_end(&self.ground, &bytes))?;
             fold.check(&Change::Setting(value.clone())).map_err(ChangeError::Refused)?;
             decisions.push(Decision { at, what: What::Setting(value) });

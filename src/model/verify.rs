@@ -18,7 +18,8 @@ use crate::stream::Stream;
 /// What was found of one model.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Verified {
-    /// Where the fold began: at the model's origin, or, where the log has forgotten those rows, at the oldest whole checkpoint.
+    /// Where the fold began: at the model's origin, or, where the log has forgotten those rows or blobs are gone that they need, at the
+    /// oldest whole checkpoint.
     pub from: Version,
     /// Where it ended: at the end of the log.
     pub to: Version,
@@ -47,7 +48,7 @@ pub struct Compared {
 pub enum Finding {
     /// The log gives the same state and the same counters.
     Same,
-    /// The fold began at it, as there are no older rows in the log.
+    /// The fold began at it, as there is nothing older to begin at.
     Begun,
     /// It is something else than the log gives.
     Differs {
@@ -99,10 +100,13 @@ pub fn verify(
         may_skip: spec.overload.may_skip(),
         blobs: Some(blobs),
     };
-    let fold = kinds.get(&spec.kind)?.build(given)?;
+    let kind = kinds.get(&spec.kind)?;
+    let fold = kind.build(given)?;
     let mut folding = Folding { fold, stream, decisions, awaited: awaited(store)?, passed: Passed::default() };
     let (first, _) = stream.bounds()?;
-    let from = if first <= origin + 1 { Version { epoch: 0, sequence: origin } } else { folding.begin_at_oldest(store)? };
+    let has_all =
+        first <= origin + 1 && blobs.have_all(decisions, kind.as_ref()).map_err(|error| ModelError::Checkpoint(error.into()))?;
+    let from = if has_all { Version { epoch: 0, sequence: origin } } else { folding.begin_at_oldest(store)? };
     let to = folding.fold_the_rest(origin, from)?;
     let compared = |awaited: Awaited| Compared {
         file: awaited.entry.file,
@@ -143,7 +147,7 @@ impl Folding<'_> {
         let oldest = self.awaited.iter_mut().find(|awaited| awaited.head.is_ok());
         let oldest = oldest.ok_or_else(|| {
             ModelError::Inconsistent(
-                "the log has forgotten the model's first rows, and no whole checkpoint is left to begin at".into(),
+                "the model's first rows, or blobs that they need, are gone, and no whole checkpoint is left to begin at".into(),
             )
         })?;
         let Loaded { head, state, .. } = store.load(oldest.entry.clone())?;

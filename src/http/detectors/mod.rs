@@ -36,7 +36,7 @@ use crate::method::nearside::calibration::Mode;
 use crate::method::nearside::kind::{CarriedFrom, KIND, complete, complete_watching};
 use crate::method::nearside::map::PAIRS_MIN;
 use crate::method::nearside::{DetectorSnapshot, Judging, Setting};
-use crate::model::live::{ChangeError, Live, Wish};
+use crate::model::live::{ChangeError, Live, Wish, Wished};
 use crate::model::registry::RegistryError;
 use crate::model::spec::ModelSpec;
 use crate::stream::schema::{Classes, Field, Target};
@@ -82,7 +82,7 @@ fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field,
             let field = Field::Image { name: column, side: watched.side().map_err(invalid)? };
             complete_watching(body, &watched).map_err(invalid)?;
             body.insert("watches".into(), json!(watched));
-            Ok((field, parent.map(|parent| watching::newest(&parent)).transpose()?.map(|(_, wish)| wish)))
+            Ok((field, parent.map(watching::to_adopt).transpose()?.map(|(_, wish)| wish)))
         }
         _ => Err(invalid("encoder or watches: the name of what is looked at, an encoder or a live network".into())),
     }
@@ -186,7 +186,7 @@ pub(super) async fn calibrate(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
-    live.set(Wish { value: json!(Setting::Threshold(mode)), blob: None }).await?;
+    live.set(Box::new(move || Ok(Wished { value: json!(Setting::Threshold(mode)), blob: None }))).await?;
     Ok(Json(view(&live)))
 }
 
@@ -205,8 +205,8 @@ struct Transfer {
 }
 
 /// Makes a detector on another encoder that is told by the difference of this one's means, as it is now: of whatever direction this one answers,
-/// that is what a map between states can carry. The map is fitted on the benign rows of the same stream, those that come and those that
-/// the log has.
+/// that is what a map between states can carry. The map is fitted on the benign rows of the same stream, those that come and, where this one's
+/// held-out rows can be told from the others, those that the log has.
 pub(super) async fn transfer(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -244,7 +244,8 @@ pub(super) async fn transfer(
     }))
     .map_err(|error| not_ready(&live, &error.to_string()))?;
     let threshold = threshold.unwrap_or(Mode::Conformal { target_fpr: 0.05 });
-    let mut spec = Map::from_iter([
+    let mut spec = unlearned_rows(&live)?;
+    spec.extend([
         ("stream".to_owned(), json!(live.stream.name)),
         ("encoder".to_owned(), json!(encoder)),
         ("threshold".to_owned(), json!(threshold)),
@@ -252,6 +253,20 @@ pub(super) async fn transfer(
     ]);
     spec.extend(blocks.map(|blocks| ("blocks".to_owned(), json!(blocks))));
     made(&app, carried, spec).await
+}
+
+/// Where a detector has to begin, and which rows it has to hold out, so that its threshold comes of rows that another one of its stream has
+/// learned nothing from: it counts the same rows and draws the same of them, or it begins behind them all.
+fn unlearned_rows(other: &Live) -> Result<Map<String, Value>, Problem> {
+    let ((first_row, _), origin) = (other.stream.bounds()?, other.status_lent().origin);
+    let settings = &other.spec.settings;
+    let drawn = ["held_out_every", "seed"].map(|key| Some((key.to_owned(), settings.get(key)?.clone())));
+    let holds_none_out = settings.get("held_out_every").is_some_and(|every| *every == 0);
+    if holds_none_out || other.spec.overload.may_skip() || first_row > origin + 1 {
+        return Ok(Map::from_iter([("start".to_owned(), json!("now"))]));
+    }
+    let start = ("start".to_owned(), json!(origin + 1));
+    Ok(drawn.into_iter().flatten().chain([start]).collect())
 }
 
 /// A detector that has failed before it could answer anything.

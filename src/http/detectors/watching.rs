@@ -2,19 +2,23 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{find, invalid, known, view};
 use crate::ferret::snapshot::NetworkSnapshot;
+use crate::fold::Version;
 use crate::http::App;
 use crate::http::problem::Problem;
 use crate::method::nearside::Setting;
 use crate::method::nearside::parent::{Adoption, Watched, freeze};
 use crate::model::blobs::name_of;
-use crate::model::live::{ChangeError, Live, Published, Wish};
+use crate::model::live::{ChangeError, Live, Published, Wish, Wished};
 use crate::model::network;
 
 /// What a detector's spec says of the network of this name, and, of a detector that is to be made, the network itself. Where the detector is there
@@ -47,20 +51,27 @@ pub(super) fn of(live: &Live) -> Option<Watched> {
     serde_json::from_value(live.spec.settings.get("watches")?.clone()).ok()
 }
 
-/// To adopt the newest version of a network: what is adopted, and the setting that says so.
+/// The newest version of a network. To be let go of soon: its trainer may wait for readers.
+fn newest(parent: &Live) -> Result<(Version, Arc<NetworkSnapshot>), String> {
+    let published = parent.published();
+    let any: Arc<dyn Any + Send + Sync> = published.snapshot.clone();
+    let snapshot = any.downcast().map_err(|_| format!("model `{}` stands still and shows no version", parent.name))?;
+    Ok((published.version, snapshot))
+}
+
+/// To adopt the version of a network that is the newest when it is decided, and which one is that now.
 ///
 /// # Errors
 /// It has no version to show.
-pub(super) fn newest(parent: &Live) -> Result<(Adoption, Wish), Problem> {
-    let failed = |reason: &str| Problem::conflict("model_failed", format!("model `{}` {reason}", parent.name));
-    // Let go of with this function: a trainer may wait for readers.
-    let published = parent.published();
-    let any: Arc<dyn Any + Send + Sync> = published.snapshot.clone();
-    let snapshot: Arc<NetworkSnapshot> = any.downcast().map_err(|_| failed("stands still and shows no version"))?;
-    let weights = freeze(&snapshot).map_err(|error| failed(&error.to_string()))?;
-    let adoption = Adoption { model_id: parent.id, version: published.version, weights: name_of(&weights) };
-    let wish = Wish { value: json!(Setting::Adopt(adoption.clone())), blob: Some(weights) };
-    Ok((adoption, wish))
+pub(super) fn to_adopt(parent: Arc<Live>) -> Result<(Version, Wish), Problem> {
+    let (version, _) = newest(&parent).map_err(|reason| Problem::conflict("model_failed", reason))?;
+    let wish = move || {
+        let (version, snapshot) = newest(&parent)?;
+        let weights = freeze(&snapshot).map_err(|error| error.to_string())?;
+        let adoption = Adoption { model_id: parent.id, version, weights: name_of(&weights) };
+        Ok(Wished { value: json!(Setting::Adopt(adoption)), blob: Some(weights) })
+    };
+    Ok((version, Box::new(wish)))
 }
 
 /// What a detector looks through, as readers see it.
@@ -68,18 +79,31 @@ fn adopted(published: &Published) -> Option<Adoption> {
     Some(known(published.snapshot.clone())?.watching.as_ref()?.adopted.clone())
 }
 
-/// Looks through the newest version of the network from here on; answered when readers see it so.
-pub(in crate::http) async fn adopt(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+/// How long is waited for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct AdoptQuery {
+    timeout_seconds: Option<u64>,
+}
+
+/// Looks through the newest version of the network from here on; answered when readers see it so, or, where that takes long, when it is decided.
+pub(in crate::http) async fn adopt(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(AdoptQuery { timeout_seconds }): Query<AdoptQuery>,
+) -> Result<(StatusCode, Json<Value>), Problem> {
+    let longest = Duration::from_secs(timeout_seconds.unwrap_or(app.wait_seconds_max).min(app.wait_seconds_max));
+    let deadline = Instant::now() + longest;
     let live = find(&app, &name)?;
     let watched = of(&live).ok_or_else(|| {
         let detail = format!("detector `{name}` watches a frozen encoder, which has one version");
         Problem::unprocessable("invalid_change", detail)
     })?;
-    let (adoption, wish) = app
+    let (model_id, (version, wish)) = app
         .blocking(move |app| {
             let parent = app.models.get(&watched.model)?;
             if described(&parent) == watched {
-                return newest(&parent);
+                return Ok((parent.id, to_adopt(parent)?));
             }
             let detail = format!(
                 "model `{}` is another network than the one that detector `{name}` watches: make a detector of it",
@@ -88,14 +112,16 @@ pub(in crate::http) async fn adopt(State(app): State<Arc<App>>, Path(name): Path
             Err(Problem::conflict("network_changed", detail))
         })
         .await?;
-    let is_done = |published: &Published| adopted(published).is_some_and(|adopted| adopted.covers(&adoption));
+    let is_done = |published: &Published| adopted(published).is_some_and(|adopted| adopted.covers(model_id, version));
     if !is_done(&live.published()) {
         live.set(wish).await?;
-        if !live.shows(is_done).await {
-            return Err(gone(&app, &live));
+        match tokio::time::timeout_at(deadline.into(), live.shows(is_done)).await {
+            Ok(true) => {}
+            Ok(false) => return Err(gone(&app, &live)),
+            Err(_) => return Ok((StatusCode::ACCEPTED, Json(view(&live)))),
         }
     }
-    Ok(Json(view(&live)))
+    Ok((StatusCode::OK, Json(view(&live))))
 }
 
 /// A detector that has ended while it was waited for.

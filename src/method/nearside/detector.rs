@@ -406,7 +406,7 @@ impl Fold for Detector {
         // To begin anew with the same version would forget rows that are no longer kept.
         let Change::Setting(value) = change else { return false };
         match (Setting::deserialize(value), &self.adopted) {
-            (Ok(Setting::Adopt(adoption)), Some(adopted)) => adopted.covers(&adoption),
+            (Ok(Setting::Adopt(adoption)), Some(adopted)) => adopted.covers(adoption.model_id, adoption.version),
             _ => false,
         }
     }

@@ -24,7 +24,6 @@ pub mod kind;
 mod lessons;
 mod logistic;
 pub mod map;
-
 mod moments;
 pub mod parent;
 pub mod probe;

@@ -64,9 +64,9 @@ pub struct Adoption {
 }
 
 impl Adoption {
-    /// Whether this is the other version, or a later one. Of two models of one name the later has the larger id.
-    pub fn covers(&self, other: &Adoption) -> bool {
-        (self.model_id, self.version) >= (other.model_id, other.version)
+    /// Whether this is that version of that model, or a later one. Of two models of one name the later has the larger id.
+    pub fn covers(&self, model_id: u32, version: Version) -> bool {
+        (self.model_id, self.version) >= (model_id, version)
     }
 }
 
@@ -95,6 +95,9 @@ impl Parent {
     /// # Errors
     /// The network cannot be, or has no such layer; the text says which there are.
     pub(super) fn new(watched: &Watched, names: Option<&[String]>, blobs: Option<&Blobs>) -> Result<Parent, String> {
+        if let Some(other) = watched.settings.keys().find(|key| *key != "network") {
+            return Err(format!("watches: settings: `{other}` does not say what the network is: `network` alone does"));
+        }
         let network = network_of(&watched.settings, &watched.schema).map_err(|error| format!("watches: {error}"))?;
         let known = network.watchable();
         let find = |name: &String| {
