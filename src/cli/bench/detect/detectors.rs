@@ -29,6 +29,10 @@ pub(super) const NAMES: [&str; 8] = [
 const LINEAR: [(Direction, bool); 4] =
     [(Direction::MeanDifference, false), (Direction::Whitened, false), (Direction::Logistic, false), (Direction::Logistic, true)];
 
+/// Places in [`NAMES`].
+pub(super) const MUTATION: usize = 5;
+pub(super) const HIGH_FREQUENCIES: [usize; 2] = [6, 7];
+
 /// The one of them that the service has where a spec says nothing.
 pub(super) fn default_detector() -> usize {
     LINEAR.iter().position(|(direction, hardened)| *direction == Direction::default() && !hardened).unwrap_or(0)
@@ -108,13 +112,34 @@ impl Panel {
         Ok(Panel { linear, mahalanobis })
     }
 
+    /// Those that read hidden states, in the order of [`NAMES`], of which they are the first.
+    pub(super) fn readers(&self) -> [Reader<'_>; MUTATION] {
+        let [mean_difference, whitened, logistic, hardened] = self.linear.each_ref().map(|linear| {
+            let score = Box::new(|state: &[f32]| linear.probe.score(state));
+            Reader { blocks: &linear.blocks, score }
+        });
+        let distance = Reader { blocks: whitened.blocks, score: Box::new(|state| self.mahalanobis.score(state)) };
+        [mean_difference, whitened, logistic, hardened, distance]
+    }
+
     /// What each detector says of a row; mutation says something of some rows only.
     pub(super) fn scores(&self, row: &Row) -> [Option<f64>; NAMES.len()] {
-        let distance = self.mahalanobis.score(&row.joined(&self.linear[1].blocks));
+        let read = self.readers().map(|reader| Some((reader.score)(&row.joined(reader.blocks))));
+        let [mean_difference, whitened, logistic, hardened, distance] = read;
         let [energy, median] = row.roughness.map(Some);
-        let [mean_difference, whitened, logistic, hardened] = self.linear.each_ref().map(|linear| Some(linear.score(row)));
-        [mean_difference, whitened, logistic, hardened, Some(distance), row.disagreement, energy, median]
+        [mean_difference, whitened, logistic, hardened, distance, row.disagreement, energy, median]
     }
+}
+
+/// What a detector makes of a state.
+type Score<'a> = Box<dyn Fn(&[f32]) -> f64 + 'a>;
+
+/// A detector that reads hidden states.
+pub(super) struct Reader<'a> {
+    /// Those of these blocks, one behind the other.
+    pub(super) blocks: &'a [usize],
+    /// What it makes of them.
+    pub(super) score: Score<'a>,
 }
 
 /// The blocks that told pictures best that were held out, and how well they did.

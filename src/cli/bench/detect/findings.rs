@@ -80,6 +80,13 @@ pub(super) struct Line {
     pub(super) detectors: Vec<Figures>,
 }
 
+impl Line {
+    /// Whether it is noise, which nobody should find: an AUROC of one half.
+    pub(super) fn is_noise(&self) -> bool {
+        !self.is_attack && self.name.ends_with("noise")
+    }
+}
+
 /// How one detector told a line's rows from reported benign pictures.
 #[derive(Serialize)]
 pub(super) struct Figures {
@@ -175,6 +182,14 @@ impl<'a> Yardstick<'a> {
                 figures(NAMES[detector], &rows, &benign, thresholds)
             })
             .collect()
+    }
+}
+
+impl Figures {
+    /// The same, where nothing is to be said of shares.
+    pub(super) fn without_shares(self) -> Figures {
+        let (flagged, flagged_intervals) = (vec![None; TARGETS.len()], vec![None; TARGETS.len()]);
+        Figures { flagged, flagged_intervals, ..self }
     }
 }
 

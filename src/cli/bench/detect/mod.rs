@@ -1,6 +1,6 @@
 //! `mustela bench detect`: which detectors tell attacked pictures, at which rate of false alarms, and what that costs.
 //!
-//! For each network that is attacked: pictures (none of which looks like another) are divided by source into those that detectors learn from (40 %), those that their
+//! For each network that is attacked: pictures (of a folder none that looks like another) are divided by source into those that detectors learn from (40 %), those that their
 //! thresholds come from (20 %) and those that are reported (40 %). The detectors learn one attack, PGD towards random targets at ε = 8/255;
 //! all others are new to them. Which blocks are read is chosen by pictures of the first part alone; the default detector is the service's.
 //! An adversarial row is a picture that was written as PNG, read again, and then was not what the network had said before (or was the
