@@ -20,6 +20,9 @@ impl Driver {
         }
         loop {
             let command = self.commands.try_recv().ok()?;
+            if !self.is_behind_itself() {
+                return Some(command);
+            }
             match command {
                 // Of the fold it wants nothing, and no decision that is still to come says otherwise.
                 Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
@@ -29,9 +32,7 @@ impl Driver {
                     self.unplanned = true;
                     answer_to(reply, Ok(()));
                 }
-                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..)
-                    if self.is_behind_itself() =>
-                {
+                Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..) => {
                     // Whoever has given up waiting may have asked again.
                     self.deferred.retain(|waiting| !matches!(waiting, Command::Setting(_, reply) if reply.is_closed()));
                     self.deferred.push_back(command);
