@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::bars::{asked, examples, learn, network, spec, teach, version_of_m};
@@ -219,7 +220,7 @@ async fn adopted_again(client: &Client, before: &Value) -> Value {
         if view["adopted"] == before["adopted"] {
             return view;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     panic!("it does not come to {}", before["adopted"]);
 }
@@ -261,7 +262,7 @@ async fn copies_of_weights_go_when_no_replay_needs_them() {
         let saved = saved_state(client).await;
         adopted.push(adopt(client, "d").await);
         while saved_state(client).await == saved {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         left(folder.path(), &adopted[adopted.len() - 2..].iter().collect::<Vec<_>>()).await;
     }
@@ -286,7 +287,7 @@ async fn left(folder: &Path, views: &[&Value]) {
     named.sort();
     let mut patience = 0..500;
     while blobs(folder, 2) != named && patience.next().is_some() {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(blobs(folder, 2), named);
 }
@@ -319,7 +320,7 @@ async fn begin_to_adopt(process: &Process, detector: &str) -> tokio::task::JoinH
     let metrics = Client::new(process.metrics.trim_end_matches("/metrics"));
     let decided = format!("mustela_model_decisions_total{{decision=\"setting\",model=\"{detector}\"}} 1");
     while !metrics.get("/metrics").await.body.as_str().unwrap().contains(&decided) {
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert!(!adopting.is_finished(), "this test needs an adoption that takes a while");
     adopting
@@ -364,6 +365,9 @@ async fn an_adoption_keeps_nobody_waiting_and_a_kill_within_it_changes_no_bit() 
     // Decided, and not waited for.
     let view = process.client.post("/v1/detectors/d/adopt?timeout_seconds=0", "application/json", "").await.expect(202);
     assert_eq!((&view["adopted"], &view["direction"]), (&first["adopted"], &first["direction"]), "readers see the former one");
+    assert_eq!(view["adopting"]["version"], version_of_m(&process.client).await);
+    let again = process.client.post("/v1/detectors/d/adopt?timeout_seconds=0", "application/json", "").await.expect(202);
+    assert_eq!(again["adopting"], view["adopting"]);
     assert_eq!(process.terminate(), Some(0));
     process = Process::start(folder.path(), &settings);
     let view = process.client.get("/v1/detectors/d").await.expect(200);
@@ -374,6 +378,8 @@ async fn an_adoption_keeps_nobody_waiting_and_a_kill_within_it_changes_no_bit() 
     );
     process.kill();
     process = Process::start(folder.path(), &settings);
+    // The first may be the one that was decided before the kill.
+    adopt(&process.client, "d").await;
     let adopted = adopt(&process.client, "d").await;
     assert_eq!(adopted["adopted"]["version"], version_of_m(&process.client).await);
     assert_eq!(adopted["examples"], first["examples"]);
@@ -384,6 +390,16 @@ async fn an_adoption_keeps_nobody_waiting_and_a_kill_within_it_changes_no_bit() 
     process.client.put("/v1/models/blind", &spec).await.expect(201);
     process.client.caught_up("blind").await;
     assert_eq!(adopt(&process.client, "blind").await["direction"]["hash"], adopted["direction"]["hash"]);
+
+    learn(&process.client, 32..48).await;
+    process.client.post("/v1/detectors/d/adopt?timeout_seconds=0", "application/json", "").await.expect(202);
+    // It takes no other plan meanwhile, and holds nobody up.
+    let began = Instant::now();
+    let answer = process.client.put("/v1/models/d/memory-budget", &json!({ "budget": "1GiB" })).await;
+    assert!([200, 503].contains(&answer.status), "{answer:?}");
+    process.client.put("/v1/streams/points", &points_schema()).await.expect(200);
+    process.client.put("/v1/models/another", &points_model("points")).await.expect(201);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     process.terminate();
     let verified = Command::new(env!("CARGO_BIN_EXE_mustela")).arg("verify").arg(folder.path()).output().unwrap();
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));

@@ -13,17 +13,14 @@ use crate::fold::{Change, FoldError};
 impl Driver {
     /// The next thing that a door asked.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        if !self.is_behind_itself()
-            && let Some(command) = self.deferred.pop_front()
-        {
+        let waits = self.is_behind_itself() || !self.worked;
+        if !waits && let Some(command) = self.deferred.pop_front() {
             return Some(command);
         }
         loop {
             let command = self.commands.try_recv().ok()?;
-            if !self.is_behind_itself() {
-                return Some(command);
-            }
             match command {
+                command if !waits => return Some(command),
                 // Of the fold it wants nothing, and no decision that is still to come says otherwise.
                 Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
                 // A larger share is planned with later; whoever gives it has others to see to.
@@ -65,7 +62,7 @@ impl Driver {
                 // It may take long, and whoever has given up waiting may have asked again.
                 if !reply.is_closed() {
                     let answer = self.change(|driver| {
-                        let Wished { value, blob } = wish().map_err(ChangeError::Refused)?;
+                        let Some(Wished { value, blob }) = wish().map_err(ChangeError::Refused)? else { return Ok(None) };
                         if driver.fold.holds(&Change::Setting(value.clone())) {
                             return Ok(None);
                         }

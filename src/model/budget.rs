@@ -24,6 +24,8 @@ use crate::stream::log::{Entry, Log};
 const SETTING: &str = "memory-budget";
 /// How long a model may take to follow its share: somebody waits for it, and no other model can be made or deleted meanwhile.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same of one that is in the middle of a change, which may take longer than anybody waits.
+const PATIENCE_MIDWAY: Duration = Duration::from_secs(1);
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -282,7 +284,9 @@ impl Models {
                 status.failure.is_some() || (holds && !anew)
             };
             if !same {
-                let limited = tokio::time::timeout(PATIENCE, live.limit(limits));
+                let midway = live.status_lent().under_way.is_some();
+                let patience = if midway { PATIENCE_MIDWAY } else { PATIENCE };
+                let limited = tokio::time::timeout(patience, live.limit(limits));
                 Handle::current().block_on(limited).unwrap_or_else(|_| Err(ChangeError::Busy(live.name.clone())))?;
             }
         }

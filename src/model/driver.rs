@@ -105,6 +105,8 @@ pub(super) struct Driver {
     pub(super) midway: bool,
     /// A larger share was given meanwhile.
     pub(super) unplanned: bool,
+    /// Something was done for rows since the last decision that took long: those that follow each other leave room for a step.
+    pub(super) worked: bool,
     pub(super) saved_at: Instant,
     /// Version and decisions of the newest checkpoint.
     pub(super) saved: Option<(Version, u64)>,
@@ -166,6 +168,7 @@ impl Driver {
             changed: false,
             midway: false,
             unplanned: false,
+            worked: true,
             saved_at: Instant::now(),
             saved: loaded.map(|(head, _)| (head.version, head.decisions)),
             save_again_at: None,
@@ -256,10 +259,15 @@ impl Driver {
         self.execute_due()?;
         if self.midway {
             self.proceed()?;
-            // Whoever asked for it waits to see it.
-            self.publish_if_due(true)?;
+            if !self.midway {
+                self.worked = false;
+                // Whoever asked for it waits to see it.
+                self.publish_if_due(true)?;
+                self.live.status.lock().under_way = None;
+            }
             return Ok(Next::Again);
         }
+        self.worked = true;
         if self.condemn_if_proven()? {
             return Ok(Next::Again);
         }
@@ -431,6 +439,10 @@ impl Driver {
             self.by_hand = planned.by_hand;
             self.reviewed_at = Instant::now();
         }
+        status.under_way = match what {
+            What::Setting(value) if self.midway => Some(value.clone()),
+            _ => None,
+        };
         status.note(self.fold.as_ref());
         Ok(())
     }

@@ -49,9 +49,9 @@ pub enum Command {
     Abandon,
 }
 
-/// A setting that is asked for. It is made when it is decided, because it may be large and may have to wait; where it cannot be, the text
-/// says why.
-pub type Wish = Box<dyn FnOnce() -> Result<Wished, String> + Send>;
+/// A setting that is asked for. It is made when it is its turn to be decided, because it may be large and may have to wait: none, where all
+/// is as it was asked for by then. Where it cannot be made the text says why.
+pub type Wish = Box<dyn FnOnce() -> Result<Option<Wished>, String> + Send>;
 
 /// A setting, and what it names.
 #[derive(Debug)]

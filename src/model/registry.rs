@@ -201,8 +201,8 @@ impl Models {
         let at = Version { epoch: 0, sequence: record.origin };
         let planned = Planned { budget_bytes, allotted_bytes: Some(allotted_bytes), by_hand: false, plan };
         let mut decisions = vec![Decision { at, what: What::Plan(planned) }];
-        if let Some(wish) = first {
-            let Wished { value, blob } = wish().map_err(ChangeError::Refused)?;
+        let first = first.map(|wish| wish().map_err(ChangeError::Refused)).transpose()?.flatten();
+        if let Some(Wished { value, blob }) = first {
             blob.map_or(Ok(()), |bytes| recovery.blobs.keep_or_end(&self.ground, &bytes))?;
             fold.check(&Change::Setting(value.clone())).map_err(ChangeError::Refused)?;
             decisions.push(Decision { at, what: What::Setting(value) });

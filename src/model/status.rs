@@ -184,6 +184,8 @@ pub struct Status {
     pub minimum_bytes: u64,
     /// The learning rate that holds; none for a kind without one.
     pub learning_rate: Option<f64>,
+    /// A setting that is being carried out, where that takes longer than a step.
+    pub under_way: Option<serde_json::Value>,
     /// The newest checkpoint.
     pub checkpoint: Option<CheckpointFigures>,
     /// Why the model stands still, where it does.
@@ -215,6 +217,7 @@ impl Status {
             planned_parts: vec![0; Part::ALL.len()],
             minimum_bytes: 0,
             learning_rate: None,
+            under_way: None,
             checkpoint: None,
             failure: None,
             refusing: None,

@@ -31,7 +31,7 @@ use super::request;
 use super::streams::{self, BatchQuery};
 use crate::encoder::shelf::Source;
 use crate::fold::{Snapshot, Version};
-use crate::json;
+use crate::json::{self, Members};
 use crate::method::nearside::calibration::Mode;
 use crate::method::nearside::kind::{CarriedFrom, KIND, complete, complete_watching};
 use crate::method::nearside::map::PAIRS_MIN;
@@ -52,7 +52,7 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let body: Map<String, Value> = request::json(&headers, body, app.body_limits).await?;
+    let Members(body) = request::json(&headers, body, app.body_limits).await?;
     made(&app, name, body).await
 }
 
@@ -82,7 +82,7 @@ fn sight(app: &App, name: &str, body: &mut Map<String, Value>) -> Result<(Field,
             let field = Field::Image { name: column, side: watched.side().map_err(invalid)? };
             complete_watching(body, &watched).map_err(invalid)?;
             body.insert("watches".into(), json!(watched));
-            Ok((field, parent.map(watching::to_adopt).transpose()?.map(|(_, wish)| wish)))
+            Ok((field, parent.map(watching::to_begin_with).transpose()?))
         }
         _ => Err(invalid("encoder or watches: the name of what is looked at, an encoder or a live network".into())),
     }
@@ -186,7 +186,7 @@ pub(super) async fn calibrate(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
-    live.set(Box::new(move || Ok(Wished { value: json!(Setting::Threshold(mode)), blob: None }))).await?;
+    live.set(Box::new(move || Ok(Some(Wished { value: json!(Setting::Threshold(mode)), blob: None })))).await?;
     Ok(Json(view(&live)))
 }
 
@@ -320,6 +320,7 @@ fn view(live: &Live) -> Value {
         "settings": settings,
         "version": published.version,
         "adopted": snapshot.as_ref().and_then(|snapshot| snapshot.watching.as_ref()).map(|watching| &watching.adopted),
+        "adopting": watching::under_way(live),
         "examples": snapshot.as_ref().map(|snapshot| {
             let [benign, adversarial] = snapshot.learned;
             json!({ "benign": benign, "adversarial": adversarial, "held_out": snapshot.judging.calibration_rows })

@@ -59,24 +59,42 @@ fn newest(parent: &Live) -> Result<(Version, Arc<NetworkSnapshot>), String> {
     Ok((published.version, snapshot))
 }
 
-/// To adopt the version of a network that is the newest when it is decided, and which one is that now.
-///
-/// # Errors
-/// It has no version to show.
-pub(super) fn to_adopt(parent: Arc<Live>) -> Result<(Version, Wish), Problem> {
-    let (version, _) = newest(&parent).map_err(|reason| Problem::conflict("model_failed", reason))?;
-    let wish = move || {
-        let (version, snapshot) = newest(&parent)?;
-        let weights = freeze(&snapshot).map_err(|error| error.to_string())?;
-        let adoption = Adoption { model_id: parent.id, version, weights: name_of(&weights) };
-        Ok(Wished { value: json!(Setting::Adopt(adoption)), blob: Some(weights) })
-    };
-    Ok((version, Box::new(wish)))
+/// To adopt the version of a network that is the newest when this is called.
+fn adoption(parent: &Live) -> Result<Wished, String> {
+    let (version, snapshot) = newest(parent)?;
+    let weights = freeze(&snapshot).map_err(|error| error.to_string())?;
+    let adoption = Adoption { model_id: parent.id, version, weights: name_of(&weights) };
+    Ok(Wished { value: json!(Setting::Adopt(adoption)), blob: Some(weights) })
 }
 
-/// What a detector looks through, as readers see it.
-fn adopted(published: &Published) -> Option<Adoption> {
-    Some(known(published.snapshot.clone())?.watching.as_ref()?.adopted.clone())
+/// What a new detector of a network begins with.
+///
+/// # Errors
+/// The network has no version to show.
+pub(super) fn to_begin_with(parent: Arc<Live>) -> Result<Wish, Problem> {
+    shown(&parent)?;
+    Ok(Box::new(move || adoption(&parent).map(Some)))
+}
+
+/// The version of a network that readers see.
+fn shown(parent: &Live) -> Result<Version, Problem> {
+    Ok(newest(parent).map_err(|reason| Problem::conflict("model_failed", reason))?.0)
+}
+
+/// Whether readers see a detector look through this version of a network, or a later one.
+fn shows(published: &Published, model_id: u32, version: Version) -> bool {
+    let snapshot = known(published.snapshot.clone());
+    let adopted = snapshot.as_ref().and_then(|snapshot| snapshot.watching.as_ref()).map(|watching| &watching.adopted);
+    adopted.is_some_and(|adopted| adopted.covers(model_id, version))
+}
+
+/// The version that a detector is adopting.
+pub(super) fn under_way(live: &Live) -> Option<Adoption> {
+    let setting = live.status_lent().under_way.clone()?;
+    match serde_json::from_value(setting).ok()? {
+        Setting::Adopt(adoption) => Some(adoption),
+        Setting::Threshold(_) => None,
+    }
 }
 
 /// How long is waited for.
@@ -86,7 +104,8 @@ pub(in crate::http) struct AdoptQuery {
     timeout_seconds: Option<u64>,
 }
 
-/// Looks through the newest version of the network from here on; answered when readers see it so, or, where that takes long, when it is decided.
+/// Looks through the newest version of the network from here on; answered when readers see it so, or, where that takes long, when it is
+/// decided.
 pub(in crate::http) async fn adopt(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
@@ -99,29 +118,35 @@ pub(in crate::http) async fn adopt(
         let detail = format!("detector `{name}` watches a frozen encoder, which has one version");
         Problem::unprocessable("invalid_change", detail)
     })?;
-    let (model_id, (version, wish)) = app
-        .blocking(move |app| {
-            let parent = app.models.get(&watched.model)?;
-            if described(&parent) == watched {
-                return Ok((parent.id, to_adopt(parent)?));
-            }
-            let detail = format!(
-                "model `{}` is another network than the one that detector `{name}` watches: make a detector of it",
-                parent.name
-            );
-            Err(Problem::conflict("network_changed", detail))
-        })
-        .await?;
-    let is_done = |published: &Published| adopted(published).is_some_and(|adopted| adopted.covers(model_id, version));
-    if !is_done(&live.published()) {
-        live.set(wish).await?;
-        match tokio::time::timeout_at(deadline.into(), live.shows(is_done)).await {
-            Ok(true) => {}
-            Ok(false) => return Err(gone(&app, &live)),
-            Err(_) => return Ok((StatusCode::ACCEPTED, Json(view(&live)))),
-        }
+    let parent = app.models.get(&watched.model)?;
+    if described(&parent) != watched {
+        let detail = format!(
+            "model `{}` is another network than the one that detector `{name}` watches: make a detector of it",
+            parent.name
+        );
+        return Err(Problem::conflict("network_changed", detail));
     }
-    Ok((StatusCode::OK, Json(view(&live))))
+    let (model_id, version) = (parent.id, shown(&parent)?);
+    let is_seen = move |published: &Published| shows(published, model_id, version);
+    let coming = under_way(&live);
+    let is_coming = coming.as_ref().is_some_and(|adoption| adoption.covers(model_id, version));
+    if !is_seen(&live.published()) && !is_coming {
+        let detector = live.clone();
+        let wish: Wish = Box::new(move || {
+            // Who asked at the same time may have brought it about.
+            if is_seen(&detector.published()) { Ok(None) } else { adoption(&parent).map(Some) }
+        });
+        // To be decided takes a moment; behind another one it takes as long as that.
+        let soon = Instant::now() + Duration::from_secs(app.wait_seconds_max);
+        let patience = if coming.is_some() { deadline } else { soon };
+        let decided = tokio::time::timeout_at(patience.into(), live.set(wish)).await;
+        decided.unwrap_or(Err(ChangeError::Busy(name)))?;
+    }
+    match tokio::time::timeout_at(deadline.into(), live.shows(is_seen)).await {
+        Ok(true) => Ok((StatusCode::OK, Json(view(&live)))),
+        Ok(false) => Err(gone(&app, &live)),
+        Err(_) => Ok((StatusCode::ACCEPTED, Json(view(&live)))),
+    }
 }
 
 /// A detector that has ended while it was waited for.

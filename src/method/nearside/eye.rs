@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use crossbeam::channel::{Sender, bounded};
 
 use crate::encoder::Encoder;
 use crate::ferret::pool::Pool;
@@ -30,7 +31,7 @@ pub trait Eye: Send + Sync {
     fn row_bytes(&self) -> u64;
 }
 
-/// Finds states on the compute threads, as many rows at once as there are parts.
+/// Finds states on the compute threads, as many rows at once as there are parts. Between two rows a part lets others in who wait for a thread.
 ///
 /// # Errors
 /// As [`Eye::states`].
@@ -39,12 +40,10 @@ pub fn states_on(pool: &Pool, parts: usize, eye: &Arc<dyn Eye>, rows: &Rows) -> 
     let answers: Vec<_> = (0..rows.count)
         .step_by(size)
         .map(|start| {
-            let (tell, told) = crossbeam::channel::bounded(1);
-            let (eye, part) = (eye.clone(), rows.slice(start..rows.count.min(start + size)));
-            pool.spawn(move || {
-                // Whoever asked waits for this; a job that panicked drops its end.
-                drop(tell.send(eye.states(&part)));
-            });
+            let (tell, told) = bounded(1);
+            let (eye, rows) = (eye.clone(), rows.slice(start..rows.count.min(start + size)));
+            let part = Part { pool: pool.clone(), eye, rows, states: Vec::new(), looked: 0, tell };
+            pool.spawn(move || part.look());
             told
         })
         .collect();
@@ -54,6 +53,34 @@ pub fn states_on(pool: &Pool, parts: usize, eye: &Arc<dyn Eye>, rows: &Rows) -> 
         states.extend(answer.recv().map_err(|_| lost())??);
     }
     Ok(states)
+}
+
+/// Rows whose states are being found.
+struct Part {
+    pool: Pool,
+    eye: Arc<dyn Eye>,
+    rows: Rows,
+    /// Of the rows that were looked at.
+    states: Vec<f32>,
+    looked: usize,
+    tell: Sender<Result<Vec<f32>, FoldError>>,
+}
+
+impl Part {
+    fn look(mut self) {
+        while self.looked < self.rows.count {
+            match self.eye.states(&self.rows.slice(self.looked..self.looked + 1)) {
+                Ok(states) => self.states.extend(states),
+                // Whoever asked waits for this; a job that panicked drops its end.
+                Err(error) => return drop(self.tell.send(Err(error))),
+            }
+            self.looked += 1;
+            if self.pool.is_wanted() {
+                return self.pool.clone().spawn(move || self.look());
+            }
+        }
+        drop(self.tell.send(Ok(self.states)));
+    }
 }
 
 /// Some blocks of a frozen encoder, side by side.
