@@ -1,8 +1,10 @@
 //! JSON as a type of this crate; where it is not, the error says at which member.
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 use serde_path_to_error::{Path, Segment, Track};
 
 /// The document as a `T`.
@@ -23,9 +25,40 @@ pub fn of<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     located(value).map_err(|(error, place)| format!("{place}{error}"))
 }
 
+/// The members of an object, of which none is there twice: which one was meant would be a guess.
+#[derive(Debug)]
+pub struct Members(pub Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members, D::Error> {
+        deserializer.deserialize_map(Once)
+    }
+}
+
+struct Once;
+
+impl<'de> Visitor<'de> for Once {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members, A::Error> {
+        let mut members = Map::new();
+        while let Some((name, value)) = access.next_entry::<String, Value>()? {
+            if members.contains_key(&name) {
+                return Err(A::Error::custom(format!("duplicate field `{name}`")));
+            }
+            members.insert(name, value);
+        }
+        Ok(Members(members))
+    }
+}
+
 /// What went wrong, and what a text about it begins with.
 fn located<'de, T: Deserialize<'de>>(
-    from: impl serde::Deserializer<'de, Error = serde_json::Error>,
+    from: impl Deserializer<'de, Error = serde_json::Error>,
 ) -> Result<T, (serde_json::Error, String)> {
     let mut track = Track::new();
     T::deserialize(serde_path_to_error::Deserializer::new(from, &mut track)).map_err(|error| {
@@ -73,6 +106,16 @@ mod tests {
         let of = |wide: Value| of::<Listed>(json!({ "list": [{ "type": "wide", "width": 1 }, wide] })).unwrap_err();
         assert_eq!(of(json!({ "type": "wide", "width": "x" })), "list[1]: invalid type: string \"x\", expected u32");
         assert_eq!(of(json!({ "type": "wide", "width": 1, "wide": 2 })), "list[1]: unknown field `wide`, expected `width`");
+    }
+
+    #[test]
+    fn members_are_there_once() {
+        let read = |text: &'static str| read::<Members>(text.as_bytes()).map(|Members(members)| Value::Object(members));
+        assert_eq!(read(r#"{"a": {"b": 1}, "b": [2]}"#).unwrap(), json!({ "a": { "b": 1 }, "b": [2] }));
+        let (category, text) = read(r#"{"a": 1, "b": 2, "a": 3}"#).unwrap_err();
+        assert_eq!(category, Category::Data);
+        assert!(text.contains("duplicate field `a`"), "{text}");
+        assert!(read("[1]").unwrap_err().1.contains("expected an object"));
     }
 
     #[test]

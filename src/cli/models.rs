@@ -66,7 +66,7 @@ struct Folder {
     /// Folder of the files; the configuration's models.dir by default
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
-    /// Configuration file of the service
+    /// Configuration file of the service; its MUSTELA_* variables count, too
     #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 }

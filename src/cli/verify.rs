@@ -35,7 +35,7 @@ Exit status:
 pub(super) struct Arguments {
     /// The data folder; no service may be running on it
     data_dir: PathBuf,
-    /// Configuration file of the service
+    /// Configuration file of the service; its MUSTELA_* variables count, too
     #[arg(long, env = "MUSTELA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Only this model

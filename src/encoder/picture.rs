@@ -75,6 +75,9 @@ impl<'a> Undecoded<'a> {
     /// # Errors
     /// It is not whole.
     pub fn decode(&self) -> Result<RgbImage, PictureError> {
+        if self.format == ImageFormat::Jpeg && !is_whole_jpeg(self.bytes) {
+            return Err(PictureError::Corrupt("it is cut off: its end is not marked".to_owned()));
+        }
         let mut reader = ImageReader::with_format(Cursor::new(self.bytes), self.format);
         reader.limits(limits());
         Ok(flatten(reader.decode().map_err(corrupt)?))
@@ -99,6 +102,29 @@ fn head(bytes: &[u8], format: ImageFormat) -> Option<ImageResult<(u32, u32, bool
         ImageFormat::Jpeg => JpegDecoder::new(bytes).map(|decoder| with(&decoder, false)),
         _ => return None,
     })
+}
+
+/// Whether a JPEG has its end. Decoders make up what is missing, and the format has no checksum.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    const END: u8 = 0xD9;
+    const SCAN: u8 = 0xDA;
+    // Markers are 0xFF and a number; so are zeros in a scan's numbers (0), fill (0xFF), restarts and other markers without a segment.
+    let mut rest = bytes.get(2..).unwrap_or_default();
+    let mut in_scan = false;
+    loop {
+        match *rest {
+            [0xFF, END, ..] => return true,
+            [0xFF, marker, ..] if in_scan && matches!(marker, 0 | 0xD0..=0xD7) => rest = &rest[2..],
+            [0xFF, 0xFF, ..] => rest = &rest[1..],
+            [0xFF, marker, high, low, ..] => {
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                in_scan = marker == SCAN;
+                rest = rest.get(2 + length..).unwrap_or_default();
+            }
+            [_, ..] => rest = &rest[1..],
+            [] => return false,
+        }
+    }
 }
 
 fn limits() -> Limits {
@@ -265,6 +291,23 @@ mod tests {
         }
         for end in 8..bytes.len() - 12 {
             assert!(decode(&bytes[..end]).is_err(), "{end} bytes");
+        }
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_refused_wherever_it_ends() {
+        let picture = RgbImage::from_fn(24, 24, |x, y| image::Rgb([(x * y) as u8, (40 * x) as u8, (97 * y) as u8]));
+        let mut bytes = Vec::new();
+        picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Jpeg).unwrap();
+        assert!(decode(&bytes).is_ok());
+        // An application's segment may hold a picture of its own, with its end.
+        let nested = [&bytes[..2], &[0xFF, 0xE1, 0, 4, 0xFF, 0xD9], &bytes[2..]].concat();
+        assert!(decode(&nested).is_ok());
+        assert!(decode(&[&bytes[..], b"what follows"].concat()).is_ok());
+        for whole in [&bytes, &nested] {
+            for end in 3..whole.len() {
+                assert!(matches!(decode(&whole[..end]), Err(PictureError::Corrupt(_) | PictureError::Format)), "{end} bytes");
+            }
         }
     }
 

@@ -97,8 +97,8 @@ fn readiness(live: &Live, judge: &Live) -> Result<Readiness, String> {
     let published = judge.published();
     let any: Arc<dyn Any + Send + Sync> = published.snapshot.clone();
     let Ok(snapshot) = any.downcast::<DetectorSnapshot>() else {
-        let failure = judge.status_lent().failure.clone().unwrap_or_default();
-        return Ok(Readiness::Waits(format!("it stands still: {failure}")));
+        // Why is told to whoever runs the service, and not to everybody who asks the model.
+        return Ok(Readiness::Waits("it stands still: GET it says why".to_owned()));
     };
     if snapshot.judging.blind {
         return Ok(Readiness::Waits(waits_for(&snapshot.judging)));

@@ -85,13 +85,12 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
 /// # Errors
 /// 400 for what is not JSON, 422 for JSON that is not what the door reads.
 pub(super) fn read_json<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Problem> {
-    let read = json::read(bytes).map_err(|(category, detail)| match category {
+    // It would be read as an object's members in their order.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(Problem::unprocessable("invalid_body", "expected an object, and not a list"));
+    }
+    json::read(bytes).map_err(|(category, detail)| match category {
         Category::Data => Problem::unprocessable("invalid_body", detail),
         _ => Problem::bad_request("invalid_json", detail),
-    })?;
-    // A list would be read as an object's members in their order.
-    match bytes.trim_ascii_start().first() {
-        Some(b'{') => Ok(read),
-        _ => Err(Problem::unprocessable("invalid_body", "expected an object")),
-    }
+    })
 }

@@ -9,13 +9,14 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::detect::{Seen, look, reads};
 use super::pictures::{Sent, text};
 use super::{CLASSES, find};
 use crate::http::problem::{Fault, Problem};
 use crate::http::{App, body, request};
+use crate::json::Members;
 use crate::method::nearside::evaluation::{Bootstrap, Confusion, Scored, auprc, auroc, clopper_pearson, flagged};
 
 /// Of every interval.
@@ -26,7 +27,7 @@ const RATES: [f64; 2] = [0.01, 0.05];
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    rows: Vec<Map<String, Value>>,
+    rows: Vec<Members>,
 }
 
 /// What is said of a picture beside itself.
@@ -50,7 +51,7 @@ pub(in crate::http) async fn evaluate(
     let (sent, said) = app
         .blocking(move |_| {
             let Document { rows } = request::read_json(&bytes)?;
-            let sent = Sent::decode(side, rows.iter().map(|row| text(row, &field)))?;
+            let sent = Sent::decode(side, rows.iter().map(|Members(row)| text(row, &field)))?;
             let said = said(&rows, &sent, &field)?;
             Ok((sent, said))
         })
@@ -69,9 +70,9 @@ pub(in crate::http) async fn evaluate(
 }
 
 /// The labels and sources of all rows: figures of some would be figures of other rows than were sent.
-fn said(rows: &[Map<String, Value>], sent: &Sent, field: &str) -> Result<Vec<Said>, Problem> {
+fn said(rows: &[Members], sent: &Sent, field: &str) -> Result<Vec<Said>, Problem> {
     let (mut said, mut faults, mut sources) = (Vec::with_capacity(rows.len()), Vec::new(), BTreeMap::new());
-    for (number, (row, place)) in rows.iter().zip(&sent.places).enumerate() {
+    for (number, (Members(row), place)) in rows.iter().zip(&sent.places).enumerate() {
         let mut fault = |column: &str, reason: String| {
             faults.push(Fault { row: Some(number as u64), column: Some(column.to_owned()), reason });
         };

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::http::problem::Problem;
 use crate::http::request;
+use crate::json::Members;
 use crate::limits::DETECT_PICTURES_MAX;
 use crate::rows::{Block, Element, Rows};
 use crate::stream::decode::Pictures;
@@ -76,7 +77,7 @@ pub(super) enum Posted {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    rows: Vec<Map<String, Value>>,
+    rows: Vec<Members>,
 }
 
 impl Posted {
@@ -106,7 +107,7 @@ impl Posted {
         match self {
             Posted::Document(body) => {
                 let Document { rows } = request::read_json(body)?;
-                Sent::decode(side, rows.iter().map(|row| text(row, field)))
+                Sent::decode(side, rows.iter().map(|Members(row)| text(row, field)))
             }
             Posted::Pictures(pictures) => Sent::decode(side, pictures.iter().map(|picture| Ok(Encoded::Bytes(picture)))),
         }
