@@ -1,6 +1,7 @@
 //! Pictures: from PNG, JPEG or WebP to the numbers that an encoder reads, under caps that hold before anything is allocated.
 
 use std::io::Cursor;
+use std::ops::RangeInclusive;
 
 use candle_core::{Device, Tensor};
 use image::codecs::jpeg::JpegDecoder;
@@ -76,7 +77,7 @@ impl<'a> Undecoded<'a> {
     /// It is not whole.
     pub fn decode(&self) -> Result<RgbImage, PictureError> {
         if self.format == ImageFormat::Jpeg && !is_whole_jpeg(self.bytes) {
-            return Err(PictureError::Corrupt("it is cut off: its end is not marked".to_owned()));
+            return Err(PictureError::Corrupt("it is cut off, or its end is not marked".to_owned()));
         }
         let mut reader = ImageReader::with_format(Cursor::new(self.bytes), self.format);
         reader.limits(limits());
@@ -106,24 +107,23 @@ fn head(bytes: &[u8], format: ImageFormat) -> Option<ImageResult<(u32, u32, bool
 
 /// Whether a JPEG has its end. Decoders make up what is missing, and the format has no checksum.
 fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    // Markers are 0xFF and a number. Among the numbers of a scan 0xFF has a 0 behind it, or a restart.
     const END: u8 = 0xD9;
-    const SCAN: u8 = 0xDA;
-    // Markers are 0xFF and a number; so are zeros in a scan's numbers (0), fill (0xFF), restarts and other markers without a segment.
-    let mut rest = bytes.get(2..).unwrap_or_default();
-    let mut in_scan = false;
+    const WITHOUT_SEGMENT: [RangeInclusive<u8>; 2] = [0..=1, 0xD0..=0xD8];
+    let mut rest = bytes;
     loop {
-        match *rest {
+        rest = match *rest {
             [0xFF, END, ..] => return true,
-            [0xFF, marker, ..] if in_scan && matches!(marker, 0 | 0xD0..=0xD7) => rest = &rest[2..],
-            [0xFF, 0xFF, ..] => rest = &rest[1..],
-            [0xFF, marker, high, low, ..] => {
+            // What comes before a marker may be filled up.
+            [0xFF, 0xFF, ..] => &rest[1..],
+            [0xFF, marker, ..] if WITHOUT_SEGMENT.iter().any(|range| range.contains(&marker)) => &rest[2..],
+            [0xFF, _, high, low, ..] => {
                 let length = usize::from(u16::from_be_bytes([high, low]));
-                in_scan = marker == SCAN;
-                rest = rest.get(2 + length..).unwrap_or_default();
+                rest.get(2 + length..).unwrap_or_default()
             }
-            [_, ..] => rest = &rest[1..],
+            [_, ..] => &rest[1..],
             [] => return false,
-        }
+        };
     }
 }
 

@@ -21,6 +21,7 @@ impl Driver {
             let command = self.commands.try_recv().ok()?;
             match command {
                 command if !waits => return Some(command),
+                command if command.is_given_up() => {}
                 // Of the fold it wants nothing, and no decision that is still to come says otherwise.
                 Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
                 // A larger share is planned with later; whoever gives it has others to see to.
@@ -30,8 +31,7 @@ impl Driver {
                     answer_to(reply, Ok(()));
                 }
                 Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..) => {
-                    // Whoever has given up waiting may have asked again.
-                    self.deferred.retain(|waiting| !matches!(waiting, Command::Setting(_, reply) if reply.is_closed()));
+                    self.deferred.retain(|waiting| !waiting.is_given_up());
                     self.deferred.push_back(command);
                 }
                 command => return Some(command),
@@ -41,11 +41,10 @@ impl Driver {
 
     pub(super) fn answer(&mut self, command: Command) -> ControlFlow<()> {
         match command {
+            command if command.is_given_up() => {}
             Command::Limits(limits, reply) => {
-                if !reply.is_closed() {
-                    let answer = self.limit(limits);
-                    self.conclude(reply, answer);
-                }
+                let answer = self.limit(limits);
+                self.conclude(reply, answer);
             }
             Command::Plan(wish, reply) => {
                 let answer = self.change(|driver| {
@@ -59,18 +58,15 @@ impl Driver {
                 self.conclude(reply, answer);
             }
             Command::Setting(wish, reply) => {
-                // It may take long, and whoever has given up waiting may have asked again.
-                if !reply.is_closed() {
-                    let answer = self.change(|driver| {
-                        let Some(Wished { value, blob }) = wish().map_err(ChangeError::Refused)? else { return Ok(None) };
-                        if driver.fold.holds(&Change::Setting(value.clone())) {
-                            return Ok(None);
-                        }
-                        blob.map_or(Ok(()), |bytes| driver.recovery.blobs.keep_or_end(&driver.ground, &bytes))?;
-                        Ok(Some(What::Setting(value)))
-                    });
-                    self.conclude(reply, answer);
-                }
+                let answer = self.change(|driver| {
+                    let Some(Wished { value, blob }) = wish().map_err(ChangeError::Refused)? else { return Ok(None) };
+                    if driver.fold.holds(&Change::Setting(value.clone())) {
+                        return Ok(None);
+                    }
+                    blob.map_or(Ok(()), |bytes| driver.recovery.blobs.keep_or_end(&driver.ground, &bytes))?;
+                    Ok(Some(What::Setting(value)))
+                });
+                self.conclude(reply, answer);
             }
             Command::Frontier(reply) => {
                 let drained = self.drain().and_then(|()| self.publish_if_due(true));
@@ -131,7 +127,7 @@ impl Driver {
 
     /// Plans with the share that was only noted while the fold was in the middle of something.
     pub(super) fn plan_as_noted(&mut self) {
-        if !self.unplanned || self.is_behind_itself() {
+        if !self.unplanned || self.is_behind_itself() || self.broken.is_some() {
             return;
         }
         self.unplanned = false;

@@ -130,7 +130,8 @@ impl Driver {
         let decisions = streams.log().decisions(*id)?;
         let decisions: Vec<Decision> = decisions.iter().map(|bytes| Decision::decode(bytes)).collect::<Result<_, _>>()?;
         let (first_row, _) = self.live.stream.bounds()?;
-        let from_origin = first_row <= record.origin + 1 && bytes <= self.ground.settings.retain_bytes;
+        let few = first_row <= record.origin + 1 && bytes <= self.ground.settings.retain_bytes;
+        let from_origin = few && blobs.have_all(&decisions, kind.as_ref()).inspect_err(failed).unwrap_or(true);
         let held = if from_origin { 0 } else { held as usize };
         blobs.keep_only(&needed(&decisions, held, kind.as_ref())).inspect_err(failed).ok();
         Ok(())

@@ -69,7 +69,7 @@ pub(super) struct Driver {
     /// Rows up to here were in the log at the start. They may have been learned, and seen to be, before: none of them is skipped
     /// that was not skipped then, or replay would come to another state.
     pub(super) known: Sequence,
-    /// Changes that were asked for while replay goes on.
+    /// Changes that were asked for while the fold has to come to where it was, or is in the middle of one.
     pub(super) deferred: VecDeque<Command>,
     /// Decisions that the state holds.
     pub(super) decided: u64,
@@ -205,13 +205,13 @@ impl Driver {
     fn run(mut self) -> Option<Fallen> {
         loop {
             self.tell_if_replayed();
+            self.plan_as_noted();
             while let Some(command) = self.next_command() {
                 if self.answer(command).is_break() {
                     self.attempt.rest(self.cursor.sequence);
                     return None;
                 }
             }
-            self.plan_as_noted();
             let went = match self.broken.take() {
                 Some(error) => Err(error),
                 None => self.advance(),
@@ -444,6 +444,9 @@ impl Driver {
             _ => None,
         };
         status.note(self.fold.as_ref());
+        drop(status);
+        // Whoever waits may wait for this.
+        self.live.progress.send_modify(|_| {});
         Ok(())
     }
 
@@ -759,6 +762,7 @@ fn fail(live: &Live, error: &ModelError) {
     let version = {
         let mut status = live.status.lock();
         status.failure = Some(error.to_string());
+        status.under_way = None;
         status.steps_in_flight = 0;
         status.version
     };

@@ -49,6 +49,19 @@ pub enum Command {
     Abandon,
 }
 
+impl Command {
+    /// Whether whoever asked for a change waits for it no more, and so may have asked again.
+    pub(super) fn is_given_up(&self) -> bool {
+        match self {
+            Command::Limits(_, reply)
+            | Command::Plan(_, reply)
+            | Command::LearningRate(_, reply)
+            | Command::Setting(_, reply) => reply.is_closed(),
+            Command::Frontier(_) | Command::Publish | Command::Stop | Command::Abandon => false,
+        }
+    }
+}
+
 /// A setting that is asked for. It is made when it is its turn to be decided, because it may be large and may have to wait: none, where all
 /// is as it was asked for by then. Where it cannot be made the text says why.
 pub type Wish = Box<dyn FnOnce() -> Result<Option<Wished>, String> + Send>;

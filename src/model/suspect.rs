@@ -63,6 +63,7 @@ pub(super) struct Fallen {
     recovery: Recovery,
     ears: Ears,
     deferred: VecDeque<Command>,
+    unplanned: bool,
     suspect: Suspect,
     condemned: u32,
 }
@@ -70,7 +71,7 @@ pub(super) struct Fallen {
 impl Fallen {
     /// A driver with the fold brought back. Where that cannot be, its ears and what they have heard.
     pub(super) fn revive(self) -> Result<Driver, Box<(ModelError, VecDeque<Command>, Ears)>> {
-        let Fallen { live, recovery, ears, deferred, suspect, condemned } = self;
+        let Fallen { live, recovery, ears, deferred, unplanned, suspect, condemned } = self;
         let Suspect { after, through, ref reason, .. } = suspect;
         tracing::error!(
             model = live.name,
@@ -87,7 +88,7 @@ impl Fallen {
                 let text = format!("brought back, after a step of rows {} to {through} had panicked", after + 1);
                 live.note(Kind::ModelRestored, recovered.version, text);
                 let driver = Driver::new(live, recovery, recovered, ears, known);
-                Ok(Driver { deferred, suspect: Some(suspect), condemned, ..driver })
+                Ok(Driver { deferred, unplanned, suspect: Some(suspect), condemned, ..driver })
             }
             Err(error) => Err(Box::new((ModelError::Inconsistent(error.to_string()), deferred, ears))),
         }
@@ -148,7 +149,7 @@ impl Driver {
         let suspect = Suspect { after, through, proven: again && alone, fell: Fell::Step, reason };
         // It was the fold that fell, and not the process.
         self.attempt.rest(after);
-        let Driver { live, recovery, commands, wake, deferred, condemned, .. } = self;
-        Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, suspect, condemned })
+        let Driver { live, recovery, commands, wake, deferred, unplanned, condemned, .. } = self;
+        Ok(Fallen { live, recovery, ears: Ears { commands, wake }, deferred, unplanned, suspect, condemned })
     }
 }

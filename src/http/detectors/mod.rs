@@ -258,11 +258,16 @@ pub(super) async fn transfer(
 /// Where a detector has to begin, and which rows it has to hold out, so that its threshold comes of rows that another one of its stream has
 /// learned nothing from: it counts the same rows and draws the same of them, or it begins behind them all.
 fn unlearned_rows(other: &Live) -> Result<Map<String, Value>, Problem> {
-    let ((first_row, _), origin) = (other.stream.bounds()?, other.status_lent().origin);
+    let (first_row, _) = other.stream.bounds()?;
+    let (origin, quarantined) = {
+        let status = other.status_lent();
+        (status.origin, status.tally.counters.quarantined)
+    };
     let settings = &other.spec.settings;
     let drawn = ["held_out_every", "seed"].map(|key| Some((key.to_owned(), settings.get(key)?.clone())));
     let holds_none_out = settings.get("held_out_every").is_some_and(|every| *every == 0);
-    if holds_none_out || other.spec.overload.may_skip() || first_row > origin + 1 {
+    let counts_others = other.spec.overload.may_skip() || quarantined > 0;
+    if holds_none_out || counts_others || first_row > origin + 1 {
         return Ok(Map::from_iter([("start".to_owned(), json!("now"))]));
     }
     let start = ("start".to_owned(), json!(origin + 1));

@@ -128,9 +128,8 @@ pub(in crate::http) async fn adopt(
     }
     let (model_id, version) = (parent.id, shown(&parent)?);
     let is_seen = move |published: &Published| shows(published, model_id, version);
-    let coming = under_way(&live);
-    let is_coming = coming.as_ref().is_some_and(|adoption| adoption.covers(model_id, version));
-    if !is_seen(&live.published()) && !is_coming {
+    let is_coming = |live: &Live| under_way(live).is_some_and(|adoption| adoption.covers(model_id, version));
+    if !is_seen(&live.published()) && !is_coming(&live) {
         let detector = live.clone();
         let wish: Wish = Box::new(move || {
             // Who asked at the same time may have brought it about.
@@ -138,9 +137,13 @@ pub(in crate::http) async fn adopt(
         });
         // To be decided takes a moment; behind another one it takes as long as that.
         let soon = Instant::now() + Duration::from_secs(app.wait_seconds_max);
-        let patience = if coming.is_some() { deadline } else { soon };
-        let decided = tokio::time::timeout_at(patience.into(), live.set(wish)).await;
-        decided.unwrap_or(Err(ChangeError::Busy(name)))?;
+        let patience = if under_way(&live).is_some() { deadline } else { soon };
+        let decided = tokio::time::timeout_at(patience.into(), live.set(wish));
+        tokio::select! {
+            decided = decided => decided.unwrap_or(Err(ChangeError::Busy(name)))?,
+            // Or somebody else's is; where the detector has ended, the other one says so.
+            true = live.shows(|published| is_seen(published) || is_coming(&live)) => {}
+        }
     }
     match tokio::time::timeout_at(deadline.into(), live.shows(is_seen)).await {
         Ok(true) => Ok((StatusCode::OK, Json(view(&live)))),
