@@ -2,18 +2,17 @@
 
 use std::ops::ControlFlow;
 
-use tokio::sync::oneshot;
-
 use super::ModelError;
 use super::decision::{Planned, What, same_plan};
 use super::driver::Driver;
 use super::live::{ChangeError, Command, Limits, Live, Wished};
+use super::reply::Reply;
 use crate::fold::{Change, FoldError};
 
 impl Driver {
     /// The next thing that a door asked.
     pub(super) fn next_command(&mut self) -> Option<Command> {
-        let waits = self.is_behind_itself() || !self.worked;
+        let waits = self.is_behind_itself() || self.rows_until.is_some();
         if !waits && let Some(command) = self.deferred.pop_front() {
             return Some(command);
         }
@@ -26,9 +25,11 @@ impl Driver {
                 Command::Limits(limits, _) if self.decisions.is_empty() && self.fits(&limits) => return Some(command),
                 // A larger share is planned with later; whoever gives it has others to see to.
                 Command::Limits(limits, reply) if self.decisions.is_empty() && !limits.anew && self.holds_within(&limits) => {
-                    self.live.status.lock().allotted_bytes = Some(limits.allotted_bytes);
-                    self.unplanned = true;
-                    answer_to(reply, Ok(()));
+                    if reply.begin() {
+                        self.live.status.lock().allotted_bytes = Some(limits.allotted_bytes);
+                        self.unplanned = true;
+                        reply.send(Ok(()));
+                    }
                 }
                 Command::Limits(..) | Command::Plan(..) | Command::LearningRate(..) | Command::Setting(..) => {
                     self.deferred.retain(|waiting| !waiting.is_given_up());
@@ -41,7 +42,7 @@ impl Driver {
 
     pub(super) fn answer(&mut self, command: Command) -> ControlFlow<()> {
         match command {
-            command if command.is_given_up() => {}
+            command if command.reply().is_some_and(|reply| !reply.begin()) => {}
             Command::Limits(limits, reply) => {
                 let answer = self.limit(limits);
                 self.conclude(reply, answer);
@@ -87,13 +88,13 @@ impl Driver {
     }
 
     /// Tells whoever asked for a change what came of it. A fold that failed in it is not gone on with: the decision may be written.
-    fn conclude(&mut self, reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
+    fn conclude(&mut self, reply: Reply, answer: Result<(), ChangeError>) {
         if let Err(ChangeError::Failed(reason)) = &answer
             && self.broken.is_none()
         {
             self.broken = Some(ModelError::Inconsistent(reason.clone()));
         }
-        answer_to(reply, answer);
+        reply.send(answer);
     }
 
     /// What a door is told of an error that ends the fold as it is; the loop sees to the rest. A fold that panicked over a step comes
@@ -137,7 +138,7 @@ impl Driver {
         };
         let answer = self.limit(Limits { budget_bytes, allotted_bytes, anew: true });
         // Nobody waits for it any more.
-        self.conclude(oneshot::channel().0, answer);
+        self.conclude(Reply::new().0, answer);
     }
 
     /// Holds the fold to other limits. A plan that would be chosen again is no decision.
@@ -183,7 +184,7 @@ pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
             | Command::LearningRate(_, reply)
             | Command::Setting(_, reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
-                answer_to(reply, Err(ChangeError::Failed(failure)));
+                reply.send(Err(ChangeError::Failed(failure)));
             }
             Command::Frontier(reply) => {
                 let failure = live.status.lock().failure.clone().unwrap_or_default();
@@ -193,9 +194,4 @@ pub(super) fn stand(live: &Live, commands: impl Iterator<Item = Command>) {
             Command::Stop | Command::Abandon => return,
         }
     }
-}
-
-fn answer_to(reply: oneshot::Sender<Result<(), ChangeError>>, answer: Result<(), ChangeError>) {
-    // The client may have gone; the change holds all the same.
-    drop(reply.send(answer));
 }

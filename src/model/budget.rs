@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::ModelError;
 use super::live::{ChangeError, Limits, Live};
@@ -25,7 +26,7 @@ const SETTING: &str = "memory-budget";
 /// How long a model may take to follow its share: somebody waits for it, and no other model can be made or deleted meanwhile.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The same of one that is in the middle of a change, which may take longer than anybody waits.
-const PATIENCE_MIDWAY: Duration = Duration::from_secs(1);
+const PATIENCE_MIDWAY: Duration = Duration::from_millis(250);
 
 /// What was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -238,7 +239,7 @@ impl Models {
             Err(error) => tracing::error!(%error, "the models keep their plans, though these are more than the process may hold"),
             Ok((shares, _)) => {
                 if let Err(error) = self.follow(&shares, None) {
-                    tracing::error!(%error, "not every model follows its share of the memory");
+                    tracing::warn!(%error, "not every model follows its share of the memory yet");
                 }
             }
         }
@@ -286,8 +287,7 @@ impl Models {
             if !same {
                 let midway = live.status_lent().under_way.is_some();
                 let patience = if midway { PATIENCE_MIDWAY } else { PATIENCE };
-                let limited = tokio::time::timeout(patience, live.limit(limits));
-                Handle::current().block_on(limited).unwrap_or_else(|_| Err(ChangeError::Busy(live.name.clone())))?;
+                Handle::current().block_on(live.limit(limits, Instant::now() + patience))?;
             }
         }
         Ok(())

@@ -44,6 +44,8 @@ const IDLE_TICK: Duration = Duration::from_millis(500);
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
 /// Lots of rows without labels that may be predicted at once; the queue's bytes are reckoned with as many.
 const ASKED_MAX: usize = 2;
+/// Of the time that a decision takes which is not carried out at once, rows have one in so many after it, if they need it.
+const ROWS_SHARE: u32 = 4;
 /// Steps that may wait for a model that keeps up with its stream.
 const BEHIND_STEPS: u64 = 8;
 
@@ -105,8 +107,10 @@ pub(super) struct Driver {
     pub(super) midway: bool,
     /// A larger share was given meanwhile.
     pub(super) unplanned: bool,
-    /// Something was done for rows since the last decision that took long: those that follow each other leave room for a step.
-    pub(super) worked: bool,
+    /// When the last decision began that is not carried out at once.
+    pub(super) midway_since: Instant,
+    /// Until when rows are seen to before the next change: decisions that take long and follow each other leave room for them.
+    pub(super) rows_until: Option<Instant>,
     pub(super) saved_at: Instant,
     /// Version and decisions of the newest checkpoint.
     pub(super) saved: Option<(Version, u64)>,
@@ -168,7 +172,8 @@ impl Driver {
             changed: false,
             midway: false,
             unplanned: false,
-            worked: true,
+            midway_since: Instant::now(),
+            rows_until: None,
             saved_at: Instant::now(),
             saved: loaded.map(|(head, _)| (head.version, head.decisions)),
             save_again_at: None,
@@ -217,8 +222,9 @@ impl Driver {
                 None => self.advance(),
             };
             match went {
-                Ok(Next::Again) => {}
+                Ok(Next::Again) => self.rows_until = self.rows_until.filter(|until| self.midway || Instant::now() < *until),
                 Ok(Next::Idle) => {
+                    self.rows_until = None;
                     self.attempt.rest(self.cursor.sequence);
                     if self.deferred.is_empty() && self.sleep().is_break() {
                         return None;
@@ -260,14 +266,13 @@ impl Driver {
         if self.midway {
             self.proceed()?;
             if !self.midway {
-                self.worked = false;
+                self.rows_until = Some(Instant::now() + self.midway_since.elapsed() / ROWS_SHARE);
                 // Whoever asked for it waits to see it.
                 self.publish_if_due(true)?;
                 self.live.status.lock().under_way = None;
             }
             return Ok(Next::Again);
         }
-        self.worked = true;
         if self.condemn_if_proven()? {
             return Ok(Next::Again);
         }
@@ -422,6 +427,7 @@ impl Driver {
         }
         self.reaction = Reaction::after(what).unwrap_or(self.reaction);
         if let Some(change) = what.change() {
+            self.midway_since = Instant::now();
             guarded(|| self.fold.execute(&change))?;
             self.proceed()?;
         }

@@ -9,9 +9,11 @@ use crossbeam::channel::Sender;
 use parking_lot::{Mutex, MutexGuard};
 use prometheus::{Histogram, IntCounter};
 use tokio::sync::{oneshot, watch};
+use tokio::time;
 
 use super::events::Events;
 use super::guard::Guard;
+use super::reply::Reply;
 use super::spec::ModelSpec;
 use super::status::{Condition, Learned, Status};
 use crate::fold::{BelowMinimum, PlanError, ProposalError, Score, Sequence, Snapshot, Version};
@@ -32,13 +34,13 @@ pub struct Published {
 /// What a door may ask of a model's driver.
 pub enum Command {
     /// Other limits of memory; answered when a plan within them is followed. Whoever has given up waiting wants it no more.
-    Limits(Limits, oneshot::Sender<Result<(), ChangeError>>),
+    Limits(Limits, Reply),
     /// A plan that a person wrote; answered when it is followed.
-    Plan(serde_json::Value, oneshot::Sender<Result<(), ChangeError>>),
+    Plan(serde_json::Value, Reply),
     /// Another learning rate; answered when it holds.
-    LearningRate(f64, oneshot::Sender<Result<(), ChangeError>>),
+    LearningRate(f64, Reply),
     /// Another value of something that its kind knows; answered when it is decided.
-    Setting(Wish, oneshot::Sender<Result<(), ChangeError>>),
+    Setting(Wish, Reply),
     /// The frontier of the model's plans.
     Frontier(oneshot::Sender<Result<serde_json::Value, ChangeError>>),
     /// Publish as soon as may be: somebody waits to see its own rows.
@@ -50,15 +52,20 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether whoever asked for a change waits for it no more, and so may have asked again.
-    pub(super) fn is_given_up(&self) -> bool {
+    /// Where the answer to a change goes.
+    pub(super) fn reply(&self) -> Option<&Reply> {
         match self {
             Command::Limits(_, reply)
             | Command::Plan(_, reply)
             | Command::LearningRate(_, reply)
-            | Command::Setting(_, reply) => reply.is_closed(),
-            Command::Frontier(_) | Command::Publish | Command::Stop | Command::Abandon => false,
+            | Command::Setting(_, reply) => Some(reply),
+            Command::Frontier(_) | Command::Publish | Command::Stop | Command::Abandon => None,
         }
+    }
+
+    /// Whether whoever asked for a change waits for it no more, and so may have asked again.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.reply().is_some_and(Reply::is_given_up)
     }
 }
 
@@ -277,23 +284,24 @@ impl Live {
     }
 
     /// Holds the model to other limits of memory, where need be by a decision.
-    pub(super) async fn limit(&self, limits: Limits) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::Limits(limits, reply)).await
+    pub(super) async fn limit(&self, limits: Limits, deadline: time::Instant) -> Result<(), ChangeError> {
+        self.change(Some(deadline), |reply| Command::Limits(limits, reply)).await
     }
 
     /// Follows a plan that a person wrote, by a decision.
     pub async fn set_plan(&self, wish: serde_json::Value) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::Plan(wish, reply)).await
+        self.change(None, |reply| Command::Plan(wish, reply)).await
     }
 
     /// Changes the learning rate by a decision.
     pub async fn set_learning_rate(&self, learning_rate: f64) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::LearningRate(learning_rate, reply)).await
+        self.change(None, |reply| Command::LearningRate(learning_rate, reply)).await
     }
 
-    /// Sets something that the model's kind knows, and waits until it is decided; what does not take long holds then.
-    pub async fn set(&self, wish: Wish) -> Result<(), ChangeError> {
-        self.ask(|reply| Command::Setting(wish, reply)).await
+    /// Sets something that the model's kind knows, and waits until it is decided; what does not take long holds then. If it is not its turn by
+    /// `deadline` it is not decided.
+    pub async fn set(&self, wish: Wish, deadline: Option<time::Instant>) -> Result<(), ChangeError> {
+        self.change(deadline, |reply| Command::Setting(wish, reply)).await
     }
 
     /// Waits until what readers see is as asked for; `false` if the model ends before.
@@ -313,14 +321,16 @@ impl Live {
 
     /// Every plan of the model that no other one beats in both bytes and what it brings.
     pub async fn frontier(&self) -> Result<serde_json::Value, ChangeError> {
-        self.ask(Command::Frontier).await
+        let (reply, answer) = oneshot::channel();
+        // One that has ended drops its end.
+        drop(self.commands.send(Command::Frontier(reply)));
+        answer.await.unwrap_or_else(|_| Err(ChangeError::Gone(self.name.clone())))
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, ChangeError>>) -> Command) -> Result<T, ChangeError> {
-        let (reply, answer) = oneshot::channel();
-        let gone = || ChangeError::Gone(self.name.clone());
-        self.commands.send(command(reply)).map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+    async fn change(&self, deadline: Option<time::Instant>, command: impl FnOnce(Reply) -> Command) -> Result<(), ChangeError> {
+        let (reply, asked) = Reply::new();
+        drop(self.commands.send(command(reply)));
+        asked.by(deadline, &self.name).await
     }
 
     /// Waits until the model has carried out every decision that was there at the start, or gets no further.

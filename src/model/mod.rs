@@ -29,6 +29,7 @@ mod queue;
 pub mod reaction;
 mod recovery;
 pub mod registry;
+pub mod reply;
 pub mod share;
 pub mod spec;
 pub mod status;

@@ -186,7 +186,7 @@ pub(super) async fn calibrate(
 ) -> Result<Json<Value>, Problem> {
     let (live, body) = super::body::unless_refused(find(&app, &name), body, app.body_limits).await?;
     let mode: Mode = request::json(&headers, body, app.body_limits).await?;
-    live.set(Box::new(move || Ok(Some(Wished { value: json!(Setting::Threshold(mode)), blob: None })))).await?;
+    live.set(Box::new(move || Ok(Some(Wished { value: json!(Setting::Threshold(mode)), blob: None }))), None).await?;
     Ok(Json(view(&live)))
 }
 

@@ -97,6 +97,9 @@ pub(super) fn under_way(live: &Live) -> Option<Adoption> {
     }
 }
 
+/// What it takes to have something decided, at least.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
 /// How long is waited for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,12 +138,10 @@ pub(in crate::http) async fn adopt(
             // Who asked at the same time may have brought it about.
             if is_seen(&detector.published()) { Ok(None) } else { adoption(&parent).map(Some) }
         });
-        // To be decided takes a moment; behind another one it takes as long as that.
-        let soon = Instant::now() + Duration::from_secs(app.wait_seconds_max);
-        let patience = if under_way(&live).is_some() { deadline } else { soon };
-        let decided = tokio::time::timeout_at(patience.into(), live.set(wish));
+        // To be decided takes a moment at least, and behind another one as long as that.
+        let soon = Instant::now() + A_MOMENT;
         tokio::select! {
-            decided = decided => decided.unwrap_or(Err(ChangeError::Busy(name)))?,
+            decided = live.set(wish, Some(deadline.max(soon).into())) => decided?,
             // Or somebody else's is; where the detector has ended, the other one says so.
             true = live.shows(|published| is_seen(published) || is_coming(&live)) => {}
         }
